@@ -1,0 +1,1 @@
+"""Attacks that climb the victim's input gradient inside a ball."""

@@ -1,0 +1,135 @@
+"""Projected gradient descent and its two ancestors: the basic iterative method, and the fast gradient sign method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparring.attacks.gradient.parts import climb, start_at, step_length
+from sparring.core.attack import Attack
+from sparring.core.losses import get_loss
+from sparring.core.registry import Card, attack
+from sparring.core.runner import Run
+from sparring.core.threat import Access
+
+
+@attack(
+    Card(
+        name="pgd",
+        title="Projected gradient descent",
+        paper="Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv:1706.06083; "
+        "L1 steps after Tramer and Boneh 2019, arXiv:1904.13000",
+        access=Access.GRADIENTS,
+        spaces=("linf", "l2", "l1"),
+        cost="steps x (forward + backward) per restart, less what early stopping saves",
+        caveats="Cross-entropy saturates on victims with large logits: try loss='dlr' or 'margin'. A fixed step size leaves "
+        "robust victims overrated by a point or more: confirm with APGD.",
+        floor={"linf": 0.9, "l2": 0.9, "l1": 0.9},
+        aliases=("i-fgsm", "ifgsm"),
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
+    """Projected gradient descent: x <- P(x + a * steepest(grad L)), from a random point of the ball.
+
+    Args:
+        steps: gradient steps per restart.
+        step_size: a, in the victim's raw units; None takes 2.5 * eps / steps, which can cross the ball twice.
+        restarts: independent starts; later ones meet only the samples still unbroken.
+        random_start: start at a random point of the ball instead of the input.
+        loss: what to climb: "ce", "margin", "dlr", "probability_margin", "squared_error".
+
+    Example:
+        >>> import torch, sparring as sp
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+        >>> x = torch.rand(2, 1, 2, 2)
+        >>> result = sp.PGD(steps=5)(sp.Victim(net), x, None, sp.Linf(8 / 255))
+        >>> bool(((result.adversarial - x).abs() <= 8 / 255 + 1e-6).all())
+        True
+    """
+
+    steps: int = 40
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+    loss: str = "ce"
+
+    def search(self, run: Run) -> None:
+        """Climb from the start, once per restart."""
+        climb(
+            run,
+            steps=self.steps,
+            loss=get_loss(self.loss),
+            start=start_at(run, self.random_start),
+            step=lambda r, t: step_length(r, self.step_size, 2.5 / max(1, self.steps)),
+        )
+
+
+@attack(
+    Card(
+        name="bim",
+        title="Basic iterative method: PGD from the input itself",
+        paper="Kurakin, Goodfellow and Bengio 2017, Adversarial Examples in the Physical World, arXiv:1607.02533",
+        access=Access.GRADIENTS,
+        spaces=("linf", "l2", "l1"),
+        cost="steps x (forward + backward)",
+        caveats="Without a random start it can sit at a flat spot of the input forever; PGD is the safer default.",
+        floor={"linf": 0.85, "l2": 0.85, "l1": 0.85},
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class BIM(Attack):
+    """The basic iterative method: PGD without a random start.
+
+    Args:
+        steps: gradient steps.
+        step_size: in the victim's raw units; None takes 2.5 * eps / steps.
+        loss: what to climb (see `PGD`).
+    """
+
+    steps: int = 10
+    step_size: float | None = None
+    loss: str = "ce"
+
+    def search(self, run: Run) -> None:
+        """Climb from the input."""
+        climb(
+            run,
+            steps=self.steps,
+            loss=get_loss(self.loss),
+            start=start_at(run, random=False),
+            step=lambda r, t: step_length(r, self.step_size, 2.5 / max(1, self.steps)),
+        )
+
+
+@attack(
+    Card(
+        name="fgsm",
+        title="Fast gradient sign method: one step to the ball's surface",
+        paper="Goodfellow, Shlens and Szegedy 2015, Explaining and Harnessing Adversarial Examples, arXiv:1412.6572",
+        access=Access.GRADIENTS,
+        spaces=("linf", "l2", "l1"),
+        cost="1 forward + 1 backward",
+        caveats="One step: a victim that resists it may have learnt to hide its gradient. Never a measure of robustness.",
+        floor={"linf": 0.6, "l2": 0.6, "l1": 0.5},
+        aliases=("fgm",),
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class FGSM(Attack):
+    """The fast gradient method: x + eps * steepest(grad L); the sign method in Linf. Targeted, it descends to the target.
+
+    Args:
+        loss: what to climb (see `PGD`).
+    """
+
+    loss: str = "ce"
+
+    def search(self, run: Run) -> None:
+        """One full step."""
+        climb(
+            run,
+            steps=1,
+            loss=get_loss(self.loss),
+            start=start_at(run, random=False),
+            step=lambda r, t: step_length(r, None, 1.0),
+        )

@@ -1,0 +1,304 @@
+"""What every attack is: a frozen dataclass of hyper-parameters with one call, which checks at the door and re-checks at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparring.core.batch import Batch, own, put, take
+from sparring.core.errors import InputError, ThreatError
+from sparring.core.outputs import Prediction
+from sparring.core.registry import Card
+from sparring.core.result import AttackResult, Outcome
+from sparring.core.rng import KeyedRandom, content_ids
+from sparring.core.runner import Run, progress_to
+from sparring.core.space import Space
+from sparring.core.threat import Access, Goal, Targeted, ThreatModel
+from sparring.core.network import Victim
+from sparring.core.victim import BaseVictim, query_in_batches
+
+# A random victim is broken when most of so many fresh draws of its noise are (none of them seen by the search).
+VOTES = 10
+
+
+class Attack:
+    """Base of all attacks: subclasses are frozen dataclasses that implement `search(run)`.
+
+    A subclass keeps no model, mode or state; hyper-parameters are its fields, and everything else comes with the call.
+    """
+
+    card: ClassVar[Card]
+
+    def search(self, run: Run) -> None:
+        """Look for adversarial inputs; the run records what is found (see `sparring.core.runner`)."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        victim: BaseVictim,
+        x: Batch,
+        y: Any,
+        threat: ThreatModel | Space,
+        *,
+        goal: Goal | int | Tensor | None = None,
+        seed: int = 0,
+        ids: Tensor | None = None,
+        batch_size: int | None = None,
+        early_stop: bool = True,
+    ) -> AttackResult:
+        """Attack a batch.
+
+        Args:
+            victim: the model under test.
+            x: inputs in the victim's raw units, (n, ...), or a list where the victim takes texts or documents.
+            y: true labels, int64 (n,); None takes the victim's own answers to x.
+            threat: a `ThreatModel`, or a bare space such as `sparring.Linf(8 / 255)`.
+            goal: beside a bare space: `Targeted(label)`, a label or labels (n,), or None for untargeted.
+            seed: of all randomness, which is keyed by (seed, sample id).
+            ids: int64 (n,); None hashes each input's content, so that order and batching do not matter.
+            batch_size: samples attacked at once; None chooses by the input's size. Outcomes do not depend on it.
+            early_stop: stop a sample at its first success, and do not attack what is wrong already. False attacks every
+                sample to the end, for adversarial training and for crafting transferable inputs.
+
+        Returns:
+            An `AttackResult` on x's device.
+
+        Raises:
+            InputError, ThreatError, CapabilityError: what came, what was needed, what to do.
+        """
+        started = time.perf_counter()
+        threat = ThreatModel.resolve(threat, goal)
+        access = self._agree(victim, threat)
+        home = x.device if isinstance(x, Tensor) else torch.device("cpu")
+        if not isinstance(x, Tensor) and not isinstance(x, list):
+            x = list(x) if isinstance(x, (tuple,)) else x
+        size = batch_size or batch_for(x)
+        if size < 1:
+            raise InputError(f"batch_size is {batch_size}; a whole number >= 1 is needed, or None")
+        with contextlib.ExitStack() as rest:
+            for model in (victim, *threat.knowledge.surrogates):
+                rest.enter_context(model.at_rest())
+            if y is None:
+                x, _ = victim.admit(x, torch.zeros(len(x), dtype=torch.int64))
+                y = query_in_batches(victim, x, size).labels
+            x, y = victim.admit(x, y)
+            space = threat.space.bound(x, victim.bounds)
+            if isinstance(threat.goal, Targeted):
+                threat.goal.check(len(y), victim.classes)
+            threat = replace(threat, space=space)
+            ids = content_ids(x) if ids is None else _check_ids(ids, len(y))
+            rng = KeyedRandom(seed, ids.to(y.device))
+            parts = []
+            for start in range(0, max(1, len(y)), size):
+                index = torch.arange(start, min(len(y), start + size), device=y.device)
+                part = replace(threat, goal=threat.goal.take(index), space=space.take(index), knowledge=threat.knowledge)
+                parts.append(self._batch(victim, take(x, index), y[index], part, rng.take(index), access, early_stop, size, (start, len(y))))
+        result = AttackResult.concat(parts)
+        params = {**dataclasses.asdict(self), "seed": seed, "goal": threat.goal.name, "access": str(access)}  # type: ignore[call-overload]
+        params = {k: v if isinstance(v, (int, float, str, bool, type(None))) else repr(v) for k, v in params.items()}
+        return replace(result, seconds=time.perf_counter() - started, params=params).to(home)
+
+    def _agree(self, victim: BaseVictim, threat: ThreatModel) -> Access:
+        """The access of this run, after holding the card, the threat model and the victim against each other."""
+        card = self.card
+        access = card.access if threat.access is None else Access.parse(threat.access)
+        if threat.knowledge.surrogates and access is Access.NOTHING:
+            return access
+        if access < card.access:
+            raise ThreatError(
+                f"{card.name} needs access to {card.access}; the threat model grants {access}"
+                + ("; with knowledge.surrogates it can attack those and transfer" if access is Access.NOTHING else "")
+            )
+        access = card.access if card.access < Access.GRADIENTS else access
+        victim.require(card.access, card.name)
+        if threat.space.name not in card.spaces:
+            raise ThreatError(f"{card.name} searches {', '.join(card.spaces)}; the threat is {threat.space!r}")
+        if threat.goal.name in ("untargeted", "targeted") and threat.goal.name not in card.goals:
+            raise ThreatError(f"{card.name} is {' and '.join(card.goals)} only; the goal is {threat.goal.name}")
+        if threat.space.limit is None and not card.minimal:
+            raise ThreatError(
+                f"{card.name} needs a limit, for example sparring.Linf(8 / 255); {threat.space!r} has none. "
+                "Attacks that seek the smallest change: `sparring attacks --minimal`"
+            )
+        return access
+
+    def _batch(
+        self,
+        victim: BaseVictim,
+        x: Batch,
+        y: Tensor,
+        threat: ThreatModel,
+        rng: KeyedRandom,
+        access: Access,
+        early_stop: bool,
+        size: int,
+        place: tuple[int, int],
+    ) -> AttackResult:
+        n = len(y)
+        clean = victim.query(x, rng.fork("clean") if victim.traits.stochastic else None) if n else _no_answers(y.device)
+        outcome = _first_outcomes(clean, y, threat.goal)
+        tried = outcome == Outcome.SURVIVED
+        if not early_stop:  # training wants a perturbation of every input that has a goal at all
+            tried = threat.goal.applicable(y).to(tried.device)
+        index = tried.nonzero().squeeze(1)
+        adversarial, final = own(x), clean
+        meters = torch.zeros(3, n, dtype=torch.int64, device=y.device)
+        if len(index):
+            part = replace(threat, goal=threat.goal.take(index), space=threat.space.take(index))
+            if part.knowledge.starts is not None:
+                part = replace(part, knowledge=replace(part.knowledge, starts=take(part.knowledge.starts, place[0] + index)))
+            run = Run(
+                victim,
+                self._view(victim, part, access),
+                take(x, index),
+                y[index],
+                part,
+                rng.take(index),
+                access=access,
+                smallest=self.card.minimal,
+                early_stop=early_stop,
+                batch_size=max(size, 256),
+            )
+            run.on_step = progress_to(self.card.name, place[1], place[0])
+            restarts = int(getattr(self, "restarts", 1))
+            for restart in range(restarts):
+                with run.searching(restart, more=restart + 1 < restarts):
+                    if len(run.rows):
+                        self.search(run)
+            found, answers, result = recheck(run, victim, take(x, index), y[index], part, rng.take(index))
+            put(adversarial, index, found)
+            final = _merge(clean, answers, index)
+            keep = outcome[index] == Outcome.SURVIVED
+            outcome[index[keep]] = result[keep]
+            ledger = run.ledger
+            spent = run.oracle.spent if run.oracle is not None else torch.zeros_like(ledger.forwards)
+            meters[:, index] = torch.stack([spent, ledger.forwards, ledger.backwards])
+            if run.oracle is not None and threat.queries is not None:
+                dry = (outcome == Outcome.SURVIVED) & (meters[0] >= threat.queries)
+                outcome[dry] = Outcome.OUT_OF_BUDGET
+        limit = threat.space.limit
+        return AttackResult(
+            attack=self.card.name,
+            space=repr(threat.space),
+            original=x,
+            adversarial=adversarial,
+            y=y,
+            target=threat.goal.of(y) if isinstance(threat.goal, Targeted) else None,
+            outcome=outcome,
+            distance=threat.space.cost(x, adversarial),
+            limit=None if limit is None else torch.as_tensor(limit, device=y.device).expand(n).clone(),
+            queries=meters[0],
+            forwards=meters[1],
+            backwards=meters[2],
+            clean=clean,
+            final=final,
+            ids=rng.ids,
+        )
+
+    def _view(self, victim: BaseVictim, threat: ThreatModel, access: Access) -> Victim | None:
+        """Whose gradients the search sees: the victim's own, the surrogates', or nobody's."""
+        if access is Access.NOTHING and threat.knowledge.surrogates:
+            from sparring.core.surrogates import Ensemble
+
+            return Ensemble.of(threat.knowledge.surrogates)
+        return victim if access is Access.GRADIENTS and isinstance(victim, Victim) else None
+
+
+def recheck(
+    run: Run, victim: BaseVictim, x: Batch, y: Tensor, threat: ThreatModel, rng: KeyedRandom
+) -> tuple[Batch, Prediction, Tensor]:
+    """The last pass: every candidate through the true victim, the bounds and the space.
+
+    Returns:
+        The candidates kept, the victim's answers to them, and the outcome of each sample, int64 (n,).
+    """
+    ledger = run.ledger
+    first = own(run.last)
+    settled = ledger.found if not run._keeps_last_anyway else torch.zeros_like(ledger.found)
+    rows = settled.nonzero().squeeze(1)
+    put(first, rows, take(ledger.best, rows))
+    good, answers, illegal = _judge(victim, x, first, y, threat, rng)
+    again = (~good & ledger.found & ~settled).nonzero().squeeze(1)
+    if len(again):  # the last point fails where an earlier one succeeded
+        part = replace(threat, goal=threat.goal.take(again), space=threat.space.take(again))
+        better, newer, _ = _judge(victim, take(x, again), take(ledger.best, again), y[again], part, rng.take(again))
+        chosen = again[better]
+        put(first, chosen, take(ledger.best, chosen))
+        answers = _merge(answers, newer.take(better.nonzero().squeeze(1)), chosen)
+        good[chosen] = True
+    outcome = torch.full_like(y, int(Outcome.SURVIVED))
+    outcome[illegal & ~good] = int(Outcome.FAILED)
+    outcome[good] = int(Outcome.SUCCEEDED)
+    return first, answers, outcome
+
+
+def _judge(
+    victim: BaseVictim, x: Batch, x_adv: Batch, y: Tensor, threat: ThreatModel, rng: KeyedRandom
+) -> tuple[Tensor, Prediction, Tensor]:
+    """Which candidates truly succeed, the answers to them, and which reach the goal by leaving the space."""
+    if victim.traits.stochastic:
+        tally = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        for vote in range(VOTES):
+            answers = victim.query(x_adv, rng.fork(("recheck", vote)))
+            tally += threat.goal.achieved(answers, y).long()
+        reached = tally * 2 > VOTES
+    else:
+        answers = victim.query(x_adv)
+        reached = threat.goal.achieved(answers, y)
+    legal = threat.space.contains(x, x_adv).to(reached.device)
+    within = legal
+    limit = threat.space.limit
+    if limit is not None and not bool(legal.all()):
+        # a smallest-change search that ends outside eps has not failed: it has survived
+        unlimited = getattr(threat.space, "without_limit", None)
+        within = unlimited().contains(x, x_adv).to(reached.device) if unlimited is not None else legal
+    return reached & legal, answers, reached & ~within
+
+
+def batch_for(x: Batch) -> int:
+    """A batch size that keeps a batch of inputs near four million numbers, between 1 and 512."""
+    if not isinstance(x, Tensor) or not len(x):
+        return 512
+    return max(1, min(512, 2**22 // max(1, x[0].numel())))
+
+
+def _first_outcomes(clean: Prediction, y: Tensor, goal: Goal) -> Tensor:
+    """Outcomes before any change: SURVIVED stands for "to be attacked"."""
+    outcome = torch.full_like(y, int(Outcome.SURVIVED))
+    wrong = clean.labels != y
+    if clean.accepted is not None:
+        wrong = wrong | ~clean.accepted
+    outcome[wrong] = int(Outcome.CLEAN_ERROR)
+    if isinstance(goal, Targeted):
+        outcome[goal.achieved(clean, y)] = int(Outcome.ALREADY_TARGET)
+    outcome[~goal.applicable(y).to(outcome.device)] = int(Outcome.NOT_APPLICABLE)
+    return outcome
+
+
+def _merge(base: Prediction, new: Prediction, index: Tensor) -> Prediction:
+    """`base` with the answers at `index` replaced."""
+    parts = []
+    for old, fresh in ((base.labels, new.labels), (base.scores, new.scores), (base.accepted, new.accepted)):
+        if old is not None and fresh is not None:
+            old = old.clone()
+            old[index] = fresh.to(old.dtype)
+        parts.append(old)
+    return Prediction(*parts)  # type: ignore[arg-type]
+
+
+def _no_answers(device: torch.device) -> Prediction:
+    return Prediction(torch.zeros(0, dtype=torch.int64, device=device))
+
+
+def _check_ids(ids: Tensor, n: int) -> Tensor:
+    ids = torch.as_tensor(ids)
+    if ids.shape != (n,) or ids.is_floating_point():
+        raise InputError(f"ids have shape {tuple(ids.shape)} and dtype {ids.dtype}; one whole number per sample is needed, ({n},)")
+    return ids.to(torch.int64)
+

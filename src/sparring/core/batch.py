@@ -1,0 +1,40 @@
+"""Batches of any kind: a tensor's rows, or a list of strings, documents, graphs. The core indexes them only through here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Batch = Tensor | Sequence[Any]
+B = TypeVar("B", bound=Batch)
+
+
+def take(batch: B, index: Tensor) -> B:
+    """The samples of `batch` at `index`, int64 (m,), in that order."""
+    if isinstance(batch, Tensor):
+        return batch[index.to(batch.device)]
+    return [batch[i] for i in index.tolist()]  # type: ignore[return-value]
+
+
+def put(batch: Batch, index: Tensor, rows: Batch) -> None:
+    """Write `rows` into `batch` at `index`, in place; `batch` is a tensor or a list."""
+    if isinstance(batch, Tensor) and isinstance(rows, Tensor):
+        batch[index.to(batch.device)] = rows.to(batch.dtype)
+    elif isinstance(batch, list):
+        for i, row in zip(index.tolist(), rows, strict=True):
+            batch[i] = row
+
+
+def own(batch: B) -> B:
+    """A copy that can be written with `put` while the caller's batch stays as it is."""
+    return batch.detach().clone() if isinstance(batch, Tensor) else list(batch)  # type: ignore[return-value]
+
+
+def concat(parts: Sequence[Batch]) -> Batch:
+    """The parts one after another."""
+    if all(isinstance(part, Tensor) for part in parts):
+        return torch.cat(list(parts))  # type: ignore[arg-type]
+    return [item for part in parts for item in part]

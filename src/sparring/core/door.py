@@ -1,0 +1,88 @@
+"""The door: raw inputs checked before any attack sees them, and class scores found in whatever a network returned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.core.errors import InputError, VictimError
+from sparring.core.space import Bounds
+
+# How far float rounding may carry an honest input over its bounds; more than this is a mistake of units.
+_EDGE = 1e-4
+
+
+def admit_tensor(x: Tensor, bounds: Bounds, name: str) -> Tensor:
+    """Inputs that are finite, floating and inside the bounds; float rounding at the edge is clamped away.
+
+    Raises:
+        InputError: integers, NaN, or values outside, with the likely cause.
+    """
+    if not x.is_floating_point():
+        raise InputError(f"inputs have dtype {x.dtype}; floats in {bounds} are needed. For 8-bit pictures: x.float() / 255")
+    if x.ndim < 2:
+        raise InputError(f"inputs have shape {tuple(x.shape)}; a batch (n, ...) is needed. For one sample: x[None]")
+    if not x.numel():
+        return x
+    if not bool(torch.isfinite(x).all()):
+        bad = (~torch.isfinite(x)).flatten(1).any(1)
+        raise InputError(f"{int(bad.sum())} of {len(x)} inputs hold NaN or infinity; remove or repair them first")
+    box = bounds.like(x)
+    span = box.hi - box.lo
+    if bool(((x < box.lo - _EDGE * span) | (x > box.hi + _EDGE * span)).any()):
+        lo, hi = float(x.min()), float(x.max())
+        if lo >= 0 and hi > 2 and float(box.hi.max()) <= 1:
+            cause = "they look like 0..255: divide by 255, or give the victim bounds=(0, 255)"
+        elif lo < 0:
+            cause = (
+                "they look normalised: pass raw inputs and give the normalisation to the victim, "
+                "sparring.Victim(net, mean=..., std=...), so that eps keeps its meaning"
+            )
+        else:
+            cause = "rescale the inputs, or declare the true domain with sparring.Victim(net, bounds=(lo, hi))"
+        raise InputError(f"inputs span [{lo:.4g}, {hi:.4g}], but {name!r} takes {bounds}; {cause}")
+    return box.clamp(x)
+
+
+def coerce_scores(output: Any, n: int, name: str) -> Tensor:
+    """Class scores (n, k) from whatever a network returned: a tensor, a ModelOutput, a dict or a tuple.
+
+    A single logit z, (n,) or (n, 1), becomes the pair (-z/2, z/2): the same decision and the same probabilities.
+
+    Raises:
+        VictimError: nothing in it is a class score per input.
+    """
+    found = output
+    if not isinstance(found, Tensor):
+        if hasattr(output, "logits"):
+            found = output.logits
+        elif isinstance(output, Mapping):
+            keys = [k for k in ("logits", "scores", "out", "output") if k in output]
+            tensors = [k for k, v in output.items() if isinstance(v, Tensor) and v.ndim == 2 and len(v) == n]
+            chosen = keys or (tensors if len(tensors) == 1 else [])
+            if not chosen:
+                raise VictimError(
+                    f"{name!r} returned a dict with keys {sorted(map(str, output))}, none of which is plainly the class "
+                    "scores; say which with sparring.Victim(net, output='key')"
+                )
+            found = output[chosen[0]]
+        elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+            found = output[0]
+    if not isinstance(found, Tensor):
+        raise VictimError(
+            f"{name!r} returned {type(output).__name__}; class scores (n, k) are needed. "
+            "Say where they are with sparring.Victim(net, output=lambda out: ...)"
+        )
+    if found.ndim == 1 and found.shape[0] == n:
+        found = found[:, None]
+    if found.ndim != 2 or found.shape[0] != n:
+        raise VictimError(
+            f"{name!r} returned shape {tuple(found.shape)} for {n} inputs; class scores ({n}, k) are needed. "
+            "Wrap the network so that it returns one row of scores per input"
+        )
+    if found.shape[1] == 1:
+        found = torch.cat([-0.5 * found, 0.5 * found], dim=1)
+    return found

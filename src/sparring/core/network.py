@@ -1,0 +1,288 @@
+"""The PyTorch victim: raw inputs in, class scores out, with traits that are checked and gradients that can be replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparring.core.batch import Batch
+from sparring.core.door import admit_tensor, coerce_scores
+from sparring.core.errors import InputError, VictimError, VictimWarning
+from sparring.core.outputs import Prediction
+from sparring.core.rng import KeyedRandom
+from sparring.core.space import Bounds
+from sparring.core.threat import Access
+from sparring.core.victim import BaseVictim, Traits
+
+
+class Victim(BaseVictim):
+    """A PyTorch classifier with its true input domain. Normalisation belongs here, never to the attack or the caller.
+
+    Args:
+        net: a module (or any differentiable callable) from normalised inputs to class scores. Its parameters, their gradients
+            and its train/eval mode are never changed.
+        bounds: (lo, hi) of the raw input: numbers, or tensors per feature without the batch dimension.
+        mean, std: per-channel normalisation applied to raw inputs before `net`; None for none.
+        labels: class names.
+        output: which part of the network's answer holds the scores: a key, or a function of the answer; None finds `.logits`,
+            the usual keys, or the only tensor.
+        probabilities: the network ends in a softmax or sigmoid; scores become log-probabilities.
+        traits: see `Traits`; a random network is `Traits(stochastic=True)`.
+        name: what messages and reports call it.
+
+    Example:
+        >>> import torch, sparring as sp
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+        >>> victim = sp.Victim(net, labels=["cat", "dog", "gnu"])
+        >>> victim.query(torch.rand(2, 1, 2, 2)).labels.shape
+        torch.Size([2])
+    """
+
+    domain = "tensor"
+    access = Access.GRADIENTS
+
+    def __init__(
+        self,
+        net: Callable[..., Any],
+        *,
+        bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
+        mean: Sequence[float] | Tensor | None = None,
+        std: Sequence[float] | Tensor | None = None,
+        labels: Sequence[str] | None = None,
+        output: str | Callable[[Any], Any] | None = None,
+        probabilities: bool = False,
+        traits: Traits | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(labels=labels, name=name or type(net).__name__, traits=traits)
+        if not callable(net):
+            raise InputError(f"net is a {type(net).__name__}; a torch.nn.Module or a function of a batch is needed")
+        self.net = net
+        self.bounds: Bounds = Bounds.of(bounds)
+        self.mean, self.std = _normalisation(mean, std)
+        self.output = output
+        self.probabilities = probabilities
+        self.stages: tuple[nn.Module, ...] = ()
+        self.detector: Callable[..., Tensor] | None = None
+        self._inspected = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's first parameter or buffer; the CPU where it has none."""
+        if isinstance(self.net, nn.Module):
+            for tensor in (*self.net.parameters(), *self.net.buffers()):
+                return tensor.device
+        return torch.device("cpu")
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The network, its defence stages and its detector, as far as they are modules."""
+        return tuple(m for m in (self.net, *self.stages, self.detector) if isinstance(m, nn.Module))
+
+    def scores(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
+        """Differentiable class scores (n, k) of raw inputs (n, ...), through every defence stage as it truly is.
+
+        Raises:
+            VictimError: the network raised, or returned no class scores.
+        """
+        for depth, stage in enumerate(self.stages):
+            x = run_stage(stage, x, noise, depth)
+        return self.head(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Class scores of inputs that have already passed the defence stages: normalisation and the network."""
+        if self.mean is not None and self.std is not None:
+            shape = (-1, *([1] * (x.ndim - 2)))
+            x = (x - self.mean.to(x).reshape(shape)) / self.std.to(x).reshape(shape)
+        try:
+            out = self.net(x)
+        except Exception as cause:
+            raise VictimError(
+                f"{self.name!r} raised {type(cause).__name__} on inputs of shape {tuple(x.shape)} and {x.dtype}: {cause}"
+            ) from cause
+        if callable(self.output):
+            out = self.output(out)
+        elif self.output is not None:
+            try:
+                out = out[self.output] if isinstance(out, Mapping) else getattr(out, self.output)
+            except (KeyError, AttributeError) as cause:
+                raise VictimError(f"{self.name!r} returned a {type(out).__name__} without {self.output!r}") from cause
+        single = self.probabilities and isinstance(out, Tensor) and (out.ndim == 1 or out.shape[-1] == 1)
+        if single:  # one sigmoid output: its complement is the other class
+            out = torch.stack([1 - out.flatten(), out.flatten()], dim=1)
+        scores = coerce_scores(out, x.shape[0], self.name)
+        if self.probabilities:
+            scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+        return scores
+
+    def query(self, x: Batch, noise: KeyedRandom | None = None) -> Prediction:
+        """The true answer: every stage as it is, the detector's acceptance, no gradient kept.
+
+        Raises:
+            VictimError: the network failed, or answered NaN.
+        """
+        if not isinstance(x, Tensor):
+            raise InputError(f"{self.name!r} takes a tensor batch; a {type(x).__name__} came")
+        with torch.no_grad():
+            x = x.to(self.device)
+            for depth, stage in enumerate(self.stages):
+                x = run_stage(stage, x, noise, depth)
+            scores = self.head(x)
+            if bool(torch.isnan(scores).any()):
+                bad = torch.isnan(scores).any(1)
+                raise VictimError(
+                    f"{self.name!r} answered NaN for {int(bad.sum())} of {len(x)} inputs; "
+                    "a robustness number from such a model means nothing. Look for log(0), 0/0 or half precision inside it"
+                )
+            accepted = None if self.detector is None else self.detector(x)
+        return Prediction.of(scores, accepted)
+
+    def admit(self, x: Batch, y: Any) -> tuple[Batch, Tensor]:
+        """Inputs on the device, finite, inside the bounds; labels in range. Warns once about traits that spoil results."""
+        if not isinstance(x, Tensor):
+            raise InputError(f"{self.name!r} takes a tensor batch (n, ...); a {type(x).__name__} came. Try torch.as_tensor(x)")
+        x = admit_tensor(x, self.bounds, self.name).detach().to(self.device)
+        if len(x) and not self._inspected:
+            self._inspect(x)
+        return x, self._admit_labels(y, len(x))
+
+    def _inspect(self, x: Tensor) -> None:
+        """Measure the traits on a few inputs: classes, mode, probabilities, randomness."""
+        if any(m.training for module in self.modules for m in module.modules()):
+            warnings.warn(
+                f"{self.name!r} is in train mode; it is attacked in eval mode and put back afterwards. Call net.eval() "
+                "to say that you mean it",
+                VictimWarning,
+                stacklevel=4,
+            )
+        few = x[: min(4, len(x))]
+        with self.at_rest():
+            first = self.query(few).scores
+            again = self.query(few).scores
+        if first is None or again is None:
+            return
+        if self.classes is not None and self.classes != first.shape[1]:
+            raise VictimError(f"{self.name!r} has {self.classes} label names but answers {first.shape[1]} scores per input")
+        self.classes = first.shape[1]
+        sums = first.sum(1)
+        if not self.probabilities and bool((first >= 0).all() & ((sums - 1).abs() < 1e-5).all()):
+            warnings.warn(
+                f"{self.name!r} answers what looks like probabilities: their gradients vanish. Remove the softmax, or say "
+                "sparring.Victim(net, probabilities=True)",
+                VictimWarning,
+                stacklevel=4,
+            )
+        scale = float(first.abs().amax().clamp(min=1.0))
+        if not self.traits.stochastic and float((first - again).abs().amax()) > 1e-4 * scale:
+            warnings.warn(
+                f"{self.name!r} answers one input differently each time. Say traits=Traits(stochastic=True), and attack "
+                "the expectation: victim.attack_view(eot=30)",
+                VictimWarning,
+                stacklevel=4,
+            )
+        self._inspected = True
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Eval mode for every submodule, and a forked random state; both are put back exactly on leaving."""
+        modes = [(m, m.training) for module in self.modules for m in module.modules() if m.training]
+        devices = [self.device] if self.device.type == "cuda" else []
+        for m, _ in modes:
+            m.training = False
+        try:
+            with torch.random.fork_rng(devices=devices):
+                yield
+        finally:
+            for m, mode in modes:
+                m.training = mode
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the parameters, buffers, structure, normalisation, bounds and stages."""
+        digest = hashlib.sha256(f"{self.name}|{self.bounds}|{self.mean}|{self.std}|{self.probabilities}".encode())
+        for module in self.modules:
+            digest.update(repr(module).encode())
+            for key, tensor in sorted(module.state_dict().items()):
+                digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def defended(self, pre: Sequence[nn.Module] = (), detector: Callable[..., Tensor] | None = None) -> Victim:
+        """A victim with `pre` in front of this one, in order, and a detector `(x) -> accepted bool (n,)` behind them.
+
+        A stage is a module from raw inputs to raw inputs; it may declare `traits: Traits`, and a `surrogate(x)` that is
+        differentiable where its forward is not.
+        """
+        new = self._copy()
+        new.stages = (*pre, *self.stages)
+        new.detector = detector if detector is not None else self.detector
+        stages = [getattr(s, "traits", Traits()) for s in pre]
+        new.traits = Traits(
+            stochastic=self.traits.stochastic or any(t.stochastic for t in stages),
+            differentiable=self.traits.differentiable and all(t.differentiable for t in stages),
+            optimises=self.traits.optimises or any(t.optimises for t in stages),
+            rejects=self.traits.rejects or detector is not None,
+            costly=self.traits.costly,
+        )
+        new.name = "+".join([*(type(s).__name__ for s in pre), self.name])
+        return new
+
+    def attack_view(self, *, bpda: bool = True, eot: int = 1) -> Victim:
+        """The same victim with other gradients: scoring always takes the true forward.
+
+        Args:
+            bpda: stages that have a `surrogate` differentiate through it (Athalye et al. 2018, arXiv:1802.00420).
+            eot: gradients are averaged over so many draws of the victim's randomness (expectation over transformation).
+        """
+        if eot < 1:
+            raise InputError(f"eot is {eot}; at least one draw is needed")
+        return AttackView(self, bpda=bpda, eot=eot)
+
+    def _copy(self) -> Victim:
+        new = Victim.__new__(Victim)
+        new.__dict__.update(self.__dict__)
+        return new
+
+
+class AttackView(Victim):
+    """A victim whose gradients are replaced (BPDA) or averaged (EOT); its answers are the victim's own."""
+
+    def __init__(self, victim: Victim, *, bpda: bool, eot: int) -> None:
+        self.__dict__.update(victim.__dict__)
+        self.bpda, self.eot = bpda, eot
+
+    def scores(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
+        """The true scores, with each stage's gradient taken through its surrogate where it has one."""
+        for depth, stage in enumerate(self.stages):
+            surrogate = getattr(stage, "surrogate", None)
+            if self.bpda and surrogate is not None:
+                with torch.no_grad():
+                    true = run_stage(stage, x, noise, depth)
+                smooth = surrogate(x)
+                x = true + (smooth - smooth.detach())
+            else:
+                x = run_stage(stage, x, noise, depth)
+        return self.head(x)
+
+
+def run_stage(stage: nn.Module, x: Tensor, noise: KeyedRandom | None, depth: int) -> Tensor:
+    """One defence stage; a stage of ours that is stochastic takes keyed noise, a foreign one draws for itself."""
+    if noise is not None and getattr(stage, "keyed", False):
+        return stage(x, noise=noise, stream=depth)  # type: ignore[no-any-return]
+    return stage(x)  # type: ignore[no-any-return]
+
+
+def _normalisation(mean: Any, std: Any) -> tuple[Tensor | None, Tensor | None]:
+    if mean is None and std is None:
+        return None, None
+    if mean is None or std is None:
+        raise InputError(f"mean is {mean!r} and std is {std!r}; give both or neither")
+    m, s = (torch.as_tensor(v, dtype=torch.float32).flatten() for v in (mean, std))
+    if m.numel() != s.numel() or not bool((s > 0).all()):
+        raise InputError(f"mean has {m.numel()} values and std {s.numel()} (least {float(s.min()):g}); equal numbers and std > 0 are needed")
+    return m, s

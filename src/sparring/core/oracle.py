@@ -1,0 +1,145 @@
+"""The metered, access-limited view of a victim that a black-box attacker gets: exact budgets, no gradients to give."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparring.core.batch import Batch, take
+from sparring.core.errors import ThreatError
+from sparring.core.outputs import Prediction
+from sparring.core.rng import KeyedRandom, content_ids
+from sparring.core.threat import Access
+from sparring.core.victim import BaseVictim
+
+
+class Oracle:
+    """Answers queries for n samples and counts them, each sample against its own budget.
+
+    Args:
+        victim: who answers.
+        access: LABELS hides the scores; SCORES shows them.
+        n: the number of samples being attacked.
+        budget: queries granted to each sample; None for no limit.
+        batch_size: the victim is asked at most so many inputs at once.
+        cache: answer an input that this sample asked before from memory, uncharged; None does so for costly victims only.
+    """
+
+    def __init__(
+        self,
+        victim: BaseVictim,
+        access: Access,
+        n: int,
+        *,
+        budget: int | None = None,
+        batch_size: int = 1024,
+        cache: bool | None = None,
+    ) -> None:
+        if access < Access.LABELS:
+            raise ThreatError(f"an oracle needs access to labels at least; the threat model grants {access}")
+        victim.require(min(access, Access.SCORES), "an oracle of this access")
+        self.victim, self.access, self.budget, self.batch_size = victim, access, budget, batch_size
+        self.spent = torch.zeros(n, dtype=torch.int64, device=victim.device)
+        use_cache = victim.traits.costly if cache is None else cache
+        self._cache: dict[tuple[int, int], tuple[int, Tensor | None, bool | None]] | None = {} if use_cache else None
+
+    def left(self, rows: Tensor) -> Tensor:
+        """Queries left to the samples `rows`, int64 (m,); a very large number where there is no limit."""
+        if self.budget is None:
+            return torch.full_like(rows, 2**62)
+        return self.budget - self.spent[rows]
+
+    def __call__(self, x: Batch, rows: Tensor, noise: KeyedRandom | None = None) -> tuple[Prediction, Tensor]:
+        """Ask about the inputs x, of which input i belongs to sample rows[i] (a sample may ask several at once).
+
+        Returns:
+            The prediction for every input, and `granted`, bool (m,). Inputs past a sample's budget are not granted: their
+            label is -1 and their scores NaN. They are never sent to the victim, and nothing is raised.
+        """
+        if self._cache is not None:
+            return self._cached(x, rows, noise)
+        granted = self._grant(rows)
+        self.spent.index_add_(0, rows, granted.long())
+        if self.budget is None or bool(granted.all()):
+            return self._ask(x, noise), granted
+        index = granted.nonzero().squeeze(1)
+        answer = self._ask(take(x, index), None if noise is None else noise.take(index))
+        return _spread(answer, index, len(rows)), granted
+
+    def _grant(self, rows: Tensor) -> Tensor:
+        """Bool (m,): which queries their samples can still pay, in the order they were asked."""
+        if self.budget is None:
+            return torch.ones_like(rows, dtype=torch.bool)
+        left = self.left(rows)
+        if bool((rows[1:] > rows[:-1]).all()):  # one query a sample, the common case
+            return left > 0
+        order = rows.argsort(stable=True)
+        ordered = rows[order]
+        position = torch.arange(len(rows), device=rows.device)
+        starts = torch.ones_like(ordered, dtype=torch.bool)
+        starts[1:] = ordered[1:] != ordered[:-1]
+        first = torch.where(starts, position, torch.zeros_like(position)).cummax(0).values
+        rank = torch.empty_like(position)
+        rank[order] = position - first
+        return rank < left
+
+    def _ask(self, x: Batch, noise: KeyedRandom | None) -> Prediction:
+        n = len(x)
+        parts = []
+        for start in range(0, max(n, 1), self.batch_size):
+            stop = min(n, start + self.batch_size)
+            part = x[start:stop]
+            keyed = None if noise is None else KeyedRandom(noise.seed, noise.ids[start:stop])
+            parts.append(self.victim.query(part, keyed))
+        answer = parts[0] if len(parts) == 1 else Prediction.concat(parts)
+        return answer.labels_only() if self.access is Access.LABELS else answer
+
+    def _cached(self, x: Batch, rows: Tensor, noise: KeyedRandom | None) -> tuple[Prediction, Tensor]:
+        memory = self._cache if self._cache is not None else {}
+        keys = list(zip(rows.tolist(), content_ids(x).tolist(), strict=True))
+        fresh: dict[tuple[int, int], int] = {}
+        for i, key in enumerate(keys):
+            if key not in memory:
+                fresh.setdefault(key, i)
+        index = torch.tensor(list(fresh.values()), dtype=torch.int64, device=rows.device)
+        if len(index):
+            paid = self._grant(rows[index])
+            self.spent.index_add_(0, rows[index], paid.long())
+            index = index[paid]
+        if len(index):
+            answer = self._ask(take(x, index), None if noise is None else noise.take(index))
+            for j, i in enumerate(index.tolist()):
+                memory[keys[i]] = (
+                    int(answer.labels[j]),
+                    None if answer.scores is None else answer.scores[j],
+                    None if answer.accepted is None else bool(answer.accepted[j]),
+                )
+        return _collect([memory.get(key) for key in keys], rows.device)
+
+
+def _spread(answer: Prediction, index: Tensor, n: int) -> Prediction:
+    """The answers at `index` among n, with -1, NaN and False elsewhere."""
+    labels = torch.full((n,), -1, dtype=torch.int64, device=answer.labels.device)
+    labels[index] = answer.labels
+    scores = accepted = None
+    if answer.scores is not None:
+        scores = torch.full((n, answer.scores.shape[1]), torch.nan, dtype=answer.scores.dtype, device=labels.device)
+        scores[index] = answer.scores
+    if answer.accepted is not None:
+        accepted = torch.zeros(n, dtype=torch.bool, device=labels.device)
+        accepted[index] = answer.accepted
+    return Prediction(labels, scores, accepted)
+
+
+def _collect(entries: list[tuple[int, Tensor | None, bool | None] | None], device: torch.device) -> tuple[Prediction, Tensor]:
+    known = [e for e in entries if e is not None]
+    granted = torch.tensor([e is not None for e in entries], dtype=torch.bool, device=device)
+    index = granted.nonzero().squeeze(1)
+    scores = [e[1] for e in known if e[1] is not None]
+    accepted = [e[2] for e in known if e[2] is not None]
+    answer = Prediction(
+        torch.tensor([e[0] for e in known], dtype=torch.int64, device=device),
+        torch.stack(scores) if scores else None,
+        torch.tensor(accepted, dtype=torch.bool, device=device) if accepted else None,
+    )
+    return _spread(answer, index, len(entries)), granted

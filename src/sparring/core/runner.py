@@ -1,0 +1,406 @@
+"""The one place for an attack's bookkeeping: active set, early stop, best so far, budgets, the lattice, counting.
+
+An attack sees a `Run`: the samples still in play and four ways to learn about them (`gradient`, `jacobian`, `evaluate`, `ask`).
+Whatever it keeps between steps lives in a dataclass of tensors with leading dimension n, handed to `begin`; `steps` drops the
+samples that are decided from that state and from the run's own `x`, `y`, `goal`, `space` and `rng` together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from sparring.core import events
+from sparring.core.batch import Batch, own, put, take
+from sparring.core.errors import CapabilityError, InputError
+from sparring.core.losses import Loss
+from sparring.core.oracle import Oracle
+from sparring.core.outputs import Prediction
+from sparring.core.rng import KeyedRandom
+from sparring.core.space import Space
+from sparring.core.threat import Access, Goal, ThreatModel
+from sparring.core.network import Victim
+from sparring.core.victim import BaseVictim
+
+S = TypeVar("S")
+
+# A success within float rounding of the boundary could vanish at the re-check or at another batch size.
+CLAIM_SLACK = 1e-5
+
+
+class Gradient(NamedTuple):
+    """One gradient step's findings: the loss (n,), its gradient (n, ...), and the scores (n, k) at the point."""
+
+    loss: Tensor
+    grad: Tensor
+    scores: Tensor
+
+
+class SearchOver(Exception):
+    """Raised inside a search when every sample is decided, so that no backward pass is spent on them."""
+
+
+@dataclass
+class Ledger:
+    """What the run knows about all n samples of its batch, decided or not."""
+
+    found: Tensor
+    best: Batch
+    best_cost: Tensor
+    given_up: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+    @classmethod
+    def open(cls, x: Batch, device: torch.device) -> Ledger:
+        """A ledger with nothing found yet."""
+        n = len(x)
+        zeros = torch.zeros(n, dtype=torch.int64, device=device)
+        no = torch.zeros(n, dtype=torch.bool, device=device)
+        return cls(no, own(x), torch.full((n,), torch.inf, device=device), no.clone(), zeros, zeros.clone())
+
+
+class Run:
+    """One attack on one batch.
+
+    Attributes, all for the samples still in play, m of n:
+        x: the originals, (m, ...) or a list.
+        y: the true labels, int64 (m,).
+        goal: the goal of these samples.
+        space: the space, bound to the victim, with the limits of these samples.
+        rng: keyed randomness of these samples.
+        rows: their positions in the batch, int64 (m,).
+    And for the whole run:
+        smallest: whether the smallest change is sought (success does not end a sample).
+        early_stop: whether a success ends a sample.
+        restart: the number of the current restart, from 0.
+        victim, threat, oracle: as given; the oracle is None above label and score access.
+    """
+
+    def __init__(
+        self,
+        victim: BaseVictim,
+        view: Victim | None,
+        x: Batch,
+        y: Tensor,
+        threat: ThreatModel,
+        rng: KeyedRandom,
+        *,
+        access: Access,
+        smallest: bool,
+        early_stop: bool,
+        batch_size: int,
+    ) -> None:
+        self.victim, self.threat, self.access = victim, threat, access
+        self.smallest, self.early_stop = smallest, early_stop
+        self.restart = 0
+        self._view = view
+        # without access to the victim neither early stop nor best-so-far may see its answers
+        self._blind = access is Access.NOTHING
+        self.oracle: Oracle | None = None
+        if Access.LABELS <= access <= Access.SCORES:
+            self.oracle = Oracle(victim, access, len(x), budget=threat.queries, batch_size=batch_size)
+        self._all = (x, y, threat.goal, threat.space, rng)
+        self.ledger = Ledger.open(x, y.device)
+        self._state: Any = None
+        self._calls = 0
+        self.on_step: Callable[[int, int, int], None] | None = None
+        self._activate(torch.arange(len(x), device=y.device))
+
+    # -- the active set ------------------------------------------------------------------------------------------------
+
+    def _activate(self, rows: Tensor) -> None:
+        x, y, goal, space, rng = self._all
+        whole = len(rows) == len(x)
+        self.rows = rows
+        self.x: Any = x if whole else take(x, rows)
+        self.y = y if whole else y[rows]
+        self.goal: Goal = goal if whole else goal.take(rows)
+        self.space: Any = space if whole else space.take(rows)
+        self.rng = rng if whole else rng.take(rows)
+
+    def _decided(self) -> Tensor:
+        """Bool (m,): which of the active samples need no more work."""
+        rows = self.rows
+        over = self.ledger.given_up[rows]
+        if self.early_stop and not self._blind:
+            found = self.ledger.found[rows]
+            if self.smallest:
+                limit = self.space.limit
+                found = found & (self.ledger.best_cost[rows] <= limit) if limit is not None else torch.zeros_like(found)
+            over = over | found
+        if self.oracle is not None:
+            over = over | (self.oracle.left(rows) <= 0)
+        if self.threat.steps is not None:
+            over = over | (self.ledger.backwards[rows] >= self.threat.steps)
+        return over
+
+    def begin(self, state: S) -> S:
+        """Register what the attack keeps between steps: a dataclass of tensors with leading dimension m.
+
+        Its field `x` is the current point; what stands there when a sample ends without a success is its adversarial input.
+        """
+        self._state = state
+        return state
+
+    def steps(self, count: int) -> Iterator[int]:
+        """Count steps, dropping decided samples before each; ends early when none is left."""
+        for step in range(count):
+            self.shrink()
+            if not len(self.rows):
+                return
+            if self.on_step is not None:
+                self.on_step(step, count, len(self.rows))
+            yield step
+
+    def shrink(self) -> None:
+        """Drop the decided samples from the run and from the state given to `begin`."""
+        over = self._decided()
+        if not bool(over.any()):
+            return
+        self._keep_last(over.nonzero().squeeze(1))
+        index = (~over).nonzero().squeeze(1)
+        _select_fields(self._state, index, len(self.rows))
+        self._activate(self.rows[index])
+
+    def give_up(self, mask: Tensor) -> None:
+        """End the samples where `mask`, bool (m,), is true, found or not: they have converged or cannot go on."""
+        self.ledger.given_up[self.rows[mask]] = True
+
+    def _keep_last(self, index: Tensor) -> None:
+        """The current point becomes the last candidate of the samples at `index` that have no recorded success."""
+        point = getattr(self._state, "x", None)
+        if point is None or not len(index):
+            return
+        index = index[~self.ledger.found[self.rows[index]]] if not self._keeps_last_anyway else index
+        if len(index):
+            rows = self.rows[index]
+            put(self.last, rows, self._snap(take(self.x, index), take(point, index), self.space.take(index)))
+
+    @property
+    def _keeps_last_anyway(self) -> bool:
+        return not self.early_stop or self._blind
+
+    @contextlib.contextmanager
+    def searching(self, restart: int, *, more: bool = False) -> Iterator[None]:
+        """One restart: activates the unbroken samples, and keeps the last points when the search ends.
+
+        The last point of a climb has not been seen by a forward: the re-check sees it, unless `more` restarts follow.
+        """
+        self.restart, self._calls, self._state = restart, 0, None
+        if restart == 0:
+            self.last = own(self._all[0])
+        else:
+            self._activate(torch.arange(len(self.last), device=self.rows.device))
+            index = (~self._decided()).nonzero().squeeze(1)
+            self.ledger.given_up[self.rows[index]] = False
+            self._activate(self.rows[index])
+        try:
+            yield
+        except SearchOver:
+            pass
+        self._keep_last(torch.arange(len(self.rows), device=self.rows.device))
+        if more and self._view is not None and len(self.rows) and isinstance(getattr(self._state, "x", None), Tensor):
+            self.evaluate(self._state.x)
+        self._state = None
+
+    # -- learning about points -----------------------------------------------------------------------------------------
+
+    def gradient(self, x: Tensor, loss: Loss) -> Gradient:
+        """The loss, its gradient and the scores at x, (m, ...); the same forward serves the success check.
+
+        Raises:
+            SearchOver: every sample is decided by this forward; the runner catches it.
+        """
+        view = self._gradients()
+        point = self._snap(self.x, x, self.space)
+        draws = int(getattr(view, "eot", 1))
+        total: Gradient | None = None
+        for _ in range(draws):
+            leaf = point.detach().requires_grad_(True)
+            with torch.enable_grad():
+                scores = view.scores(leaf, self._noise())
+                value = loss(scores, self.y, self.goal)
+            self._count(forwards=1)
+            if draws == 1:
+                self._note(point, Prediction.of(scores.detach()))
+                self._stop_if_over()
+            (grad,) = torch.autograd.grad(value.sum(), leaf)
+            self._count(backwards=1)
+            part = Gradient(value.detach(), grad, scores.detach())
+            total = part if total is None else Gradient(*(a + b for a, b in zip(total, part, strict=True)))
+        if total is None:
+            raise InputError(f"eot is {draws}; at least one draw is needed")
+        if draws > 1:
+            total = Gradient(*(t / draws for t in total))
+            self._note(point, Prediction.of(total.scores))
+        grad = total.grad
+        if not bool(torch.isfinite(grad.sum())):  # one sum is cheap; the repair is rare
+            grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+        return Gradient(total.loss, grad, total.scores)
+
+    def jacobian(self, x: Tensor, classes: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (m, k), the classes chosen from them (m, j), and the gradients of those scores (m, j, ...).
+
+        One forward and j backwards. `classes` maps scores to class numbers, int64 (m, j).
+
+        Raises:
+            SearchOver: every sample is decided by this forward; the runner catches it.
+        """
+        view = self._gradients()
+        point = self._snap(self.x, x, self.space)
+        leaf = point.detach().requires_grad_(True)
+        with torch.enable_grad():
+            scores = view.scores(leaf, self._noise())
+        self._count(forwards=1)
+        self._note(point, Prediction.of(scores.detach()))
+        self._stop_if_over()
+        chosen = classes(scores.detach())
+        rows = []
+        for j in range(chosen.shape[1]):
+            (row,) = torch.autograd.grad(
+                scores.gather(1, chosen[:, j : j + 1]).sum(), leaf, retain_graph=j + 1 < chosen.shape[1]
+            )
+            self._count(backwards=1)
+            rows.append(row)
+        return scores.detach(), chosen, torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """The scores (m, k) at x by a forward alone, noted like those of a gradient step."""
+        view = self._gradients()
+        point = self._snap(self.x, x, self.space)
+        with torch.no_grad():
+            scores = view.scores(point, self._noise())
+        self._count(forwards=1)
+        self._note(point, Prediction.of(scores))
+        return scores
+
+    def ask(self, x: Batch, rows: Tensor | None = None) -> tuple[Prediction, Tensor]:
+        """Query the oracle about x; candidate i belongs to active sample rows[i] (its own position where None).
+
+        Returns:
+            The answers, as far as the access shows them, and `granted`, bool: False for queries past a sample's budget.
+
+        Raises:
+            CapabilityError: the threat model grants no queries.
+        """
+        if self.oracle is None:
+            raise CapabilityError(f"this run has access to {self.access}; queries need access to labels or scores")
+        mine = torch.arange(len(self.rows), device=self.rows.device) if rows is None else rows
+        owner = self.rows[mine]
+        single = rows is None
+        originals = self.x if single else take(self.x, mine)
+        space = self.space if single else self.space.take(mine)
+        point = self._snap(originals, x, space)
+        answer, granted = self.oracle(point, owner, self._noise(mine))
+        self.ledger.forwards.index_add_(0, owner, granted.long())
+        goal = self.goal if single else self.goal.take(mine)
+        reached = goal.achieved(answer, self.y[mine], CLAIM_SLACK) & granted
+        self._record(point, reached, owner, originals, space)
+        return answer, granted
+
+    def found(self) -> Tensor:
+        """Bool (m,): which active samples have a recorded success."""
+        return self.ledger.found[self.rows]
+
+    def best(self) -> tuple[Any, Tensor]:
+        """The best recorded success of each active sample, and its cost (infinite, and the original, where none is)."""
+        return take(self.ledger.best, self.rows), self.ledger.best_cost[self.rows]
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _gradients(self) -> Victim:
+        if self._view is None:
+            raise CapabilityError(f"this run has access to {self.access}; a gradient or a free forward needs gradients")
+        return self._view
+
+    def _snap(self, x: Any, point: Any, space: Space) -> Any:
+        snap = getattr(space, "snap", None)
+        return point if snap is None or not isinstance(point, Tensor) else snap(x, point)
+
+    def _noise(self, index: Tensor | None = None) -> KeyedRandom | None:
+        """Fresh keyed noise for each forward of a stochastic victim; the same for a sample in any batch."""
+        self._calls += 1
+        if not self.victim.traits.stochastic:
+            return None
+        rng = self.rng if index is None else self.rng.take(index)
+        return rng.fork(("victim", self.restart, self._calls))
+
+    def _count(self, forwards: int = 0, backwards: int = 0) -> None:
+        if forwards:
+            self.ledger.forwards[self.rows] += forwards
+        if backwards:
+            self.ledger.backwards[self.rows] += backwards
+
+    def _note(self, point: Tensor, output: Prediction) -> None:
+        if not self._blind:
+            reached = self.goal.achieved(output, self.y, CLAIM_SLACK)
+            self._record(point, reached, self.rows, self.x, self.space)
+
+    def _record(self, point: Batch, reached: Tensor, owner: Tensor, originals: Batch, space: Space) -> None:
+        """Keep the first success of each sample, or the nearest where the smallest change is sought."""
+        ledger = self.ledger
+        if not self.smallest:
+            reached = reached & ~ledger.found[owner]
+        index = reached.nonzero().squeeze(1)
+        if not len(index):
+            return
+        cost = space.take(index).cost(take(originals, index), take(point, index)).to(ledger.best_cost.dtype)
+        better = cost < ledger.best_cost[owner[index]]
+        index, cost = index[better], cost[better]
+        if len(index) > 1 and bool((owner[index][1:] <= owner[index][:-1]).any()):  # several candidates of one sample
+            order = cost.argsort(stable=True) if self.smallest else torch.arange(len(index), device=index.device)
+            index, cost = index[order], cost[order]
+            order = owner[index].argsort(stable=True)
+            index, cost = index[order], cost[order]
+            first = torch.ones_like(index, dtype=torch.bool)
+            first[1:] = owner[index][1:] != owner[index][:-1]
+            index, cost = index[first], cost[first]
+        rows = owner[index]
+        put(ledger.best, rows, take(point, index))
+        ledger.best_cost[rows] = cost
+        ledger.found[rows] = True
+
+    def _stop_if_over(self) -> None:
+        if bool(self._decided().all()):
+            raise SearchOver
+
+
+def _select_fields(state: Any, index: Tensor, m: int) -> None:
+    """Index-select every tensor of a state dataclass in place; nested dataclasses and lists as well."""
+    if state is None:
+        return
+    for f in dataclasses.fields(state):
+        value = getattr(state, f.name)
+        setattr(state, f.name, _select(value, index, m, f.name))
+
+
+def _select(value: Any, index: Tensor, m: int, name: str) -> Any:
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or value.shape[0] != m:
+            raise InputError(f"state field {name!r} has shape {tuple(value.shape)}; the leading dimension must be the {m} active samples")
+        return value[index]
+    if isinstance(value, list):
+        return take(value, index) if len(value) == m else [_select(v, index, m, name) for v in value]
+    if isinstance(value, tuple):
+        return tuple(_select(v, index, m, name) for v in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        _select_fields(value, index, m)
+    return value
+
+
+def progress_to(attack: str, total: int, done: int) -> Callable[[int, int, int], None] | None:
+    """A step callback that emits `AttackProgress`, or None where nobody listens."""
+    if not events.heard():
+        return None
+
+    def tell(step: int, steps: int, standing: int) -> None:
+        events.emit(events.AttackProgress("attack", attack, done, total, step, steps, standing))
+
+    return tell
