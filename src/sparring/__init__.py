@@ -1,7 +1,7 @@
 """sparring: attack, defend and audit machine-learning models.
 
-    >>> import sparring as sp
-    >>> victim = sp.load("digits")
+>>> import sparring as sp
+>>> victim = sp.load("digits")
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PUBLIC = {
     "load": "sparring.victims",
 }
 
-__all__ = [*sorted(_PUBLIC), "__version__"]
+__all__ = sorted([*_PUBLIC, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

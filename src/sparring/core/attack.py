@@ -1,10 +1,13 @@
-"""What every attack is: a frozen dataclass of hyper-parameters with one call, which checks at the door and re-checks at the end."""
+"""What every attack is: a frozen dataclass of hyper-parameters with one call, which checks at the door and re-checks
+at the end.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,14 +16,14 @@ from torch import Tensor
 
 from sparring.core.batch import Batch, own, put, take
 from sparring.core.errors import InputError, ThreatError
+from sparring.core.network import Victim
 from sparring.core.outputs import Prediction
 from sparring.core.registry import Card
 from sparring.core.result import AttackResult, Outcome
 from sparring.core.rng import KeyedRandom, content_ids
-from sparring.core.runner import Run, progress_to
+from sparring.core.runner import Run, Terms, progress_to
 from sparring.core.space import Space
 from sparring.core.threat import Access, Goal, Targeted, ThreatModel
-from sparring.core.network import Victim
 from sparring.core.victim import BaseVictim, query_in_batches
 
 # A random victim is broken when most of so many fresh draws of its noise are (none of them seen by the search).
@@ -76,8 +79,6 @@ class Attack:
         threat = ThreatModel.resolve(threat, goal)
         access = self._agree(victim, threat)
         home = x.device if isinstance(x, Tensor) else torch.device("cpu")
-        if not isinstance(x, Tensor) and not isinstance(x, list):
-            x = list(x) if isinstance(x, (tuple,)) else x
         size = batch_size or batch_for(x)
         if size < 1:
             raise InputError(f"batch_size is {batch_size}; a whole number >= 1 is needed, or None")
@@ -94,11 +95,13 @@ class Attack:
             threat = replace(threat, space=space)
             ids = content_ids(x) if ids is None else _check_ids(ids, len(y))
             rng = KeyedRandom(seed, ids.to(y.device))
+            terms = Terms(access, self.card.minimal, early_stop, size)
             parts = []
             for start in range(0, max(1, len(y)), size):
                 index = torch.arange(start, min(len(y), start + size), device=y.device)
-                part = replace(threat, goal=threat.goal.take(index), space=space.take(index), knowledge=threat.knowledge)
-                parts.append(self._batch(victim, take(x, index), y[index], part, rng.take(index), access, early_stop, size, (start, len(y))))
+                part = _threat_for(threat, index)
+                tell = progress_to(self.card.name, len(y), start)
+                parts.append(self._batch(victim, take(x, index), y[index], part, rng.take(index), terms, tell))
         result = AttackResult.concat(parts)
         params = {**dataclasses.asdict(self), "seed": seed, "goal": threat.goal.name, "access": str(access)}  # type: ignore[call-overload]
         params = {k: v if isinstance(v, (int, float, str, bool, type(None))) else repr(v) for k, v in params.items()}
@@ -135,43 +138,26 @@ class Attack:
         y: Tensor,
         threat: ThreatModel,
         rng: KeyedRandom,
-        access: Access,
-        early_stop: bool,
-        size: int,
-        place: tuple[int, int],
+        terms: Terms,
+        tell: Callable[[int, int, int], None] | None,
     ) -> AttackResult:
         n = len(y)
         clean = victim.query(x, rng.fork("clean") if victim.traits.stochastic else None) if n else _no_answers(y.device)
         outcome = _first_outcomes(clean, y, threat.goal)
         tried = outcome == Outcome.SURVIVED
-        if not early_stop:  # training wants a perturbation of every input that has a goal at all
+        if not terms.early_stop:  # training wants a perturbation of every input that has a goal at all
             tried = threat.goal.applicable(y).to(tried.device)
         index = tried.nonzero().squeeze(1)
         adversarial, final = own(x), clean
         meters = torch.zeros(3, n, dtype=torch.int64, device=y.device)
         if len(index):
-            part = replace(threat, goal=threat.goal.take(index), space=threat.space.take(index))
-            if part.knowledge.starts is not None:
-                part = replace(part, knowledge=replace(part.knowledge, starts=take(part.knowledge.starts, place[0] + index)))
+            part = _threat_for(threat, index)
             run = Run(
-                victim,
-                self._view(victim, part, access),
-                take(x, index),
-                y[index],
-                part,
-                rng.take(index),
-                access=access,
-                smallest=self.card.minimal,
-                early_stop=early_stop,
-                batch_size=max(size, 256),
+                victim, self._view(victim, part, terms.access), take(x, index), y[index], part, rng.take(index), terms
             )
-            run.on_step = progress_to(self.card.name, place[1], place[0])
-            restarts = int(getattr(self, "restarts", 1))
-            for restart in range(restarts):
-                with run.searching(restart, more=restart + 1 < restarts):
-                    if len(run.rows):
-                        self.search(run)
-            found, answers, result = recheck(run, victim, take(x, index), y[index], part, rng.take(index))
+            run.on_step = tell
+            self._search(run)
+            found, answers, result = recheck(run)
             put(adversarial, index, found)
             final = _merge(clean, answers, index)
             keep = outcome[index] == Outcome.SURVIVED
@@ -180,8 +166,7 @@ class Attack:
             spent = run.oracle.spent if run.oracle is not None else torch.zeros_like(ledger.forwards)
             meters[:, index] = torch.stack([spent, ledger.forwards, ledger.backwards])
             if run.oracle is not None and threat.queries is not None:
-                dry = (outcome == Outcome.SURVIVED) & (meters[0] >= threat.queries)
-                outcome[dry] = Outcome.OUT_OF_BUDGET
+                outcome[(outcome == Outcome.SURVIVED) & (meters[0] >= threat.queries)] = Outcome.OUT_OF_BUDGET
         limit = threat.space.limit
         return AttackResult(
             attack=self.card.name,
@@ -201,6 +186,14 @@ class Attack:
             ids=rng.ids,
         )
 
+    def _search(self, run: Run) -> None:
+        """Every restart; later ones meet only what is still unbroken."""
+        restarts = int(getattr(self, "restarts", 1))
+        for restart in range(restarts):
+            with run.searching(restart, more=restart + 1 < restarts):
+                if len(run.rows):
+                    self.search(run)
+
     def _view(self, victim: BaseVictim, threat: ThreatModel, access: Access) -> Victim | None:
         """Whose gradients the search sees: the victim's own, the surrogates', or nobody's."""
         if access is Access.NOTHING and threat.knowledge.surrogates:
@@ -210,23 +203,22 @@ class Attack:
         return victim if access is Access.GRADIENTS and isinstance(victim, Victim) else None
 
 
-def recheck(
-    run: Run, victim: BaseVictim, x: Batch, y: Tensor, threat: ThreatModel, rng: KeyedRandom
-) -> tuple[Batch, Prediction, Tensor]:
+def recheck(run: Run) -> tuple[Batch, Prediction, Tensor]:
     """The last pass: every candidate through the true victim, the bounds and the space.
 
     Returns:
         The candidates kept, the victim's answers to them, and the outcome of each sample, int64 (n,).
     """
-    ledger = run.ledger
+    victim, ledger = run.victim, run.ledger
+    x, y, threat, rng = run.whole
     first = own(run.last)
-    settled = ledger.found if not run._keeps_last_anyway else torch.zeros_like(ledger.found)
+    settled = ledger.found if not run.keeps_last else torch.zeros_like(ledger.found)
     rows = settled.nonzero().squeeze(1)
     put(first, rows, take(ledger.best, rows))
     good, answers, illegal = _judge(victim, x, first, y, threat, rng)
     again = (~good & ledger.found & ~settled).nonzero().squeeze(1)
     if len(again):  # the last point fails where an earlier one succeeded
-        part = replace(threat, goal=threat.goal.take(again), space=threat.space.take(again))
+        part = _threat_for(threat, again)
         better, newer, _ = _judge(victim, take(x, again), take(ledger.best, again), y[again], part, rng.take(again))
         chosen = again[better]
         put(first, chosen, take(ledger.best, chosen))
@@ -281,6 +273,14 @@ def _first_outcomes(clean: Prediction, y: Tensor, goal: Goal) -> Tensor:
     return outcome
 
 
+def _threat_for(threat: ThreatModel, index: Tensor) -> ThreatModel:
+    """The threat model of the samples at `index`."""
+    knowledge = threat.knowledge
+    if knowledge.starts is not None:
+        knowledge = replace(knowledge, starts=take(knowledge.starts, index))
+    return replace(threat, goal=threat.goal.take(index), space=threat.space.take(index), knowledge=knowledge)
+
+
 def _merge(base: Prediction, new: Prediction, index: Tensor) -> Prediction:
     """`base` with the answers at `index` replaced."""
     parts = []
@@ -299,6 +299,7 @@ def _no_answers(device: torch.device) -> Prediction:
 def _check_ids(ids: Tensor, n: int) -> Tensor:
     ids = torch.as_tensor(ids)
     if ids.shape != (n,) or ids.is_floating_point():
-        raise InputError(f"ids have shape {tuple(ids.shape)} and dtype {ids.dtype}; one whole number per sample is needed, ({n},)")
+        raise InputError(
+            f"ids have shape {tuple(ids.shape)} and dtype {ids.dtype}; one whole number per sample is needed, ({n},)"
+        )
     return ids.to(torch.int64)
-

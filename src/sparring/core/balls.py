@@ -1,4 +1,6 @@
-"""The norm balls Linf, L2, L1, L0: distance, projection, uniform samples, steepest directions, and the 8-bit lattice."""
+"""The norm balls Linf, L2, L1, L0: distance, projection, uniform samples, steepest directions, and the 8-bit
+lattice.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Ball:
     """Changes of norm at most eps that stay inside the victim's bounds, and on its lattice where there is one.
 
     Args:
-        eps: the radius in the victim's raw units: a number, or one per sample, float (n,). None seeks the smallest change.
+        eps: the radius in the victim's raw units: a number, or one per sample, float (n,). None seeks the smallest
+            change.
         lattice: the number of levels between the bounds (256 for 8-bit files), or None for real numbers.
     """
 
@@ -59,7 +62,9 @@ class Ball:
         return self.distance(x_adv - x)  # type: ignore[operator]
 
     def contains(self, x: Batch, x_adv: Batch) -> Tensor:
-        """Bool (n,): inside the ball, the bounds and the lattice, up to float rounding (1e-6 of eps or of the range)."""
+        """Bool (n,): inside the ball, the bounds and the lattice, up to float rounding (1e-6 of eps or of the
+        range).
+        """
         if not (isinstance(x, Tensor) and isinstance(x_adv, Tensor)):
             raise InputError(f"{self.name} measures tensors; {type(x_adv).__name__} came")
         legal = torch.isfinite(x_adv).flatten(1).all(1)
@@ -100,14 +105,18 @@ class Ball:
             if radii.ndim == 0:
                 radii = radii.expand(n)
             if radii.shape != (n,):
-                raise InputError(f"eps has shape {tuple(radii.shape)} for {n} samples; give a number or a tensor of shape ({n},)")
+                raise InputError(
+                    f"eps has shape {tuple(radii.shape)} for {n} samples; give a number or a tensor of shape ({n},)"
+                )
             if not bool(((radii >= 0) & torch.isfinite(radii)).all()):
                 raise InputError("eps has negative or non-finite values; every radius must be a finite number >= 0")
             eps = radii.contiguous()
         ball = replace(self, eps=eps, bounds=None if bounds is None else bounds.like(x))
         if self.lattice is not None:
             if bounds is None:
-                raise InputError(f"{self.name} has lattice={self.lattice}, but this victim declares no bounds to divide")
+                raise InputError(
+                    f"{self.name} has lattice={self.lattice}, but this victim declares no bounds to divide"
+                )
             off = ~ball._on_lattice(x)
             if bool(off.any()):
                 raise InputError(
@@ -136,7 +145,8 @@ class Ball:
     def snap(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The nearest lattice point inside the ball, (n, ...); x_adv itself where the space has no lattice.
 
-        Points outside after rounding move towards the centre: eps .3 is 76.5 steps of an 8-bit picture, and 77 leave the ball.
+        Points outside after rounding move towards the centre: eps .3 is 76.5 steps of an 8-bit picture, and 77 leave
+            the ball.
         """
         if self.lattice is None or self.bounds is None:
             return x_adv
@@ -198,8 +208,7 @@ class Linf(Ball):
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The nearest point: both constraints are boxes."""
         eps = self._eps(x)
-        lo, hi = x - eps, x + eps
-        return self._clamp(torch.minimum(torch.maximum(x_adv, lo), hi))
+        return self._clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps))
 
     def sample(self, x: Tensor, rng: KeyedRandom, stream: tuple[str | int, ...] | str) -> Tensor:
         """Uniform in the cube, then clamped."""
@@ -225,7 +234,8 @@ class L2(Ball):
 
     def distance(self, delta: Tensor) -> Tensor:
         """The Euclidean norm, (n,)."""
-        return delta.flatten(1).norm(dim=1)
+        norm: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return norm
 
     def _rounding(self, x: Tensor) -> float:
         return 4.0
@@ -250,7 +260,8 @@ class L2(Ball):
         # gradients of 1e-30 are still directions: scale by the largest element before squaring
         flat = gradient.flatten(1)
         flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
-        return (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)).reshape(gradient.shape)
+        norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        return (flat / norm.clamp(min=1e-12)).reshape(gradient.shape)
 
 
 class L1(Ball):
@@ -310,8 +321,8 @@ class L1(Ball):
 def _soft_threshold(size: Tensor, cap: Tensor, eps: Tensor) -> Tensor:
     """The shrinkage t per sample with sum(min(max(size - t, 0), cap)) = eps; 0 where the sum is already at most eps.
 
-    The sum is piecewise linear in t with breaks at size (an element reaches zero) and at size - cap (it leaves its cap):
-    sort the breaks, accumulate the slopes, and interpolate inside the right piece.
+    The sum is piecewise linear in t with breaks at size (an element reaches zero) and at size - cap (it leaves its
+    cap): sort the breaks, accumulate the slopes, and interpolate inside the right piece.
     """
     n, d = size.shape
     if n == 0 or d == 0:
@@ -334,7 +345,9 @@ def _soft_threshold(size: Tensor, cap: Tensor, eps: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class L0(Ball):
-    """At most eps elements change; with `pixels=True`, at most eps positions of an (n, c, h, w) batch, whatever the channels."""
+    """At most eps elements change; with `pixels=True`, at most eps positions of an (n, c, h, w) batch, whatever the
+    channels.
+    """
 
     pixels: bool = False
 

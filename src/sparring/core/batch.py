@@ -1,4 +1,6 @@
-"""Batches of any kind: a tensor's rows, or a list of strings, documents, graphs. The core indexes them only through here."""
+"""Batches of any kind: a tensor's rows, or a list of strings, documents, graphs. The core indexes them only through
+here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ B = TypeVar("B", bound=Batch)
 def take(batch: B, index: Tensor) -> B:
     """The samples of `batch` at `index`, int64 (m,), in that order."""
     if isinstance(batch, Tensor):
-        return batch[index.to(batch.device)]
+        return batch[index.to(batch.device)]  # type: ignore[return-value]
     return [batch[i] for i in index.tolist()]  # type: ignore[return-value]
 
 

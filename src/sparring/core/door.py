@@ -22,7 +22,9 @@ def admit_tensor(x: Tensor, bounds: Bounds, name: str) -> Tensor:
         InputError: integers, NaN, or values outside, with the likely cause.
     """
     if not x.is_floating_point():
-        raise InputError(f"inputs have dtype {x.dtype}; floats in {bounds} are needed. For 8-bit pictures: x.float() / 255")
+        raise InputError(
+            f"inputs have dtype {x.dtype}; floats in {bounds} are needed. For 8-bit pictures: x.float() / 255"
+        )
     if x.ndim < 2:
         raise InputError(f"inputs have shape {tuple(x.shape)}; a batch (n, ...) is needed. For one sample: x[None]")
     if not x.numel():
@@ -65,8 +67,8 @@ def coerce_scores(output: Any, n: int, name: str) -> Tensor:
             chosen = keys or (tensors if len(tensors) == 1 else [])
             if not chosen:
                 raise VictimError(
-                    f"{name!r} returned a dict with keys {sorted(map(str, output))}, none of which is plainly the class "
-                    "scores; say which with sparring.Victim(net, output='key')"
+                    f"{name!r} returned a dict with keys {sorted(map(str, output))}, none of which is plainly "
+                    "the class scores; say which with sparring.Victim(net, output='key')"
                 )
             found = output[chosen[0]]
         elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):

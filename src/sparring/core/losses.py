@@ -1,4 +1,6 @@
-"""Losses that an attacker raises: each has an untargeted and a targeted form, and larger always means nearer to success."""
+"""Losses that an attacker raises: each has an untargeted and a targeted form, and larger always means nearer to
+success.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +17,9 @@ from sparring.core.threat import Goal, Targeted, Untargeted, rival_margin
 
 @dataclass(frozen=True)
 class Loss:
-    """A pair of functions of class scores (n, k): `untargeted(scores, y)` and `targeted(scores, y, target)`, each (n,)."""
+    """A pair of functions of class scores (n, k): `untargeted(scores, y)` and `targeted(scores, y, target)`, each
+    (n,).
+    """
 
     name: str
     untargeted: Callable[[Tensor, Tensor], Tensor]
@@ -119,4 +122,3 @@ def get_loss(loss: str | Loss) -> Loss:
 def margin_of(scores: Tensor, y: Tensor, goal: Goal) -> Tensor:
     """The margin to the decision boundary under `goal`, (n,); positive once the goal is reached."""
     return LOSSES["margin"](scores, y, goal)
-

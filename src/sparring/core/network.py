@@ -1,4 +1,6 @@
-"""The PyTorch victim: raw inputs in, class scores out, with traits that are checked and gradients that can be replaced."""
+"""The PyTorch victim: raw inputs in, class scores out, with traits that are checked and gradients that can be
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ class Victim(BaseVictim):
     """A PyTorch classifier with its true input domain. Normalisation belongs here, never to the attack or the caller.
 
     Args:
-        net: a module (or any differentiable callable) from normalised inputs to class scores. Its parameters, their gradients
-            and its train/eval mode are never changed.
+        net: a module (or any differentiable callable) from normalised inputs to class scores. Its parameters, their
+            gradients and its train/eval mode are never changed.
         bounds: (lo, hi) of the raw input: numbers, or tensors per feature without the batch dimension.
         mean, std: per-channel normalisation applied to raw inputs before `net`; None for none.
         labels: class names.
-        output: which part of the network's answer holds the scores: a key, or a function of the answer; None finds `.logits`,
-            the usual keys, or the only tensor.
+        output: which part of the network's answer holds the scores: a key, or a function of the answer; None finds
+            `.logits`, the usual keys, or the only tensor.
         probabilities: the network ends in a softmax or sigmoid; scores become log-probabilities.
         traits: see `Traits`; a random network is `Traits(stochastic=True)`.
         name: what messages and reports call it.
@@ -104,7 +106,8 @@ class Victim(BaseVictim):
             out = self.net(x)
         except Exception as cause:
             raise VictimError(
-                f"{self.name!r} raised {type(cause).__name__} on inputs of shape {tuple(x.shape)} and {x.dtype}: {cause}"
+                f"{self.name!r} raised {type(cause).__name__} on inputs of shape {tuple(x.shape)} and "
+                f"{x.dtype}: {cause}"
             ) from cause
         if callable(self.output):
             out = self.output(out)
@@ -137,16 +140,20 @@ class Victim(BaseVictim):
             if bool(torch.isnan(scores).any()):
                 bad = torch.isnan(scores).any(1)
                 raise VictimError(
-                    f"{self.name!r} answered NaN for {int(bad.sum())} of {len(x)} inputs; "
-                    "a robustness number from such a model means nothing. Look for log(0), 0/0 or half precision inside it"
+                    f"{self.name!r} answered NaN for {int(bad.sum())} of {len(x)} inputs; a robustness number from "
+                    "such a model means nothing. Look for log(0), 0/0 or half precision inside it"
                 )
             accepted = None if self.detector is None else self.detector(x)
         return Prediction.of(scores, accepted)
 
     def admit(self, x: Batch, y: Any) -> tuple[Batch, Tensor]:
-        """Inputs on the device, finite, inside the bounds; labels in range. Warns once about traits that spoil results."""
+        """Inputs on the device, finite, inside the bounds; labels in range. Warns once about traits that spoil
+        results.
+        """
         if not isinstance(x, Tensor):
-            raise InputError(f"{self.name!r} takes a tensor batch (n, ...); a {type(x).__name__} came. Try torch.as_tensor(x)")
+            raise InputError(
+                f"{self.name!r} takes a tensor batch (n, ...); a {type(x).__name__} came. Try torch.as_tensor(x)"
+            )
         x = admit_tensor(x, self.bounds, self.name).detach().to(self.device)
         if len(x) and not self._inspected:
             self._inspect(x)
@@ -168,21 +175,23 @@ class Victim(BaseVictim):
         if first is None or again is None:
             return
         if self.classes is not None and self.classes != first.shape[1]:
-            raise VictimError(f"{self.name!r} has {self.classes} label names but answers {first.shape[1]} scores per input")
+            raise VictimError(
+                f"{self.name!r} has {self.classes} label names but answers {first.shape[1]} scores per input"
+            )
         self.classes = first.shape[1]
         sums = first.sum(1)
         if not self.probabilities and bool((first >= 0).all() & ((sums - 1).abs() < 1e-5).all()):
             warnings.warn(
-                f"{self.name!r} answers what looks like probabilities: their gradients vanish. Remove the softmax, or say "
-                "sparring.Victim(net, probabilities=True)",
+                f"{self.name!r} answers what looks like probabilities: their gradients vanish. Remove the softmax, or "
+                "say sparring.Victim(net, probabilities=True)",
                 VictimWarning,
                 stacklevel=4,
             )
         scale = float(first.abs().amax().clamp(min=1.0))
         if not self.traits.stochastic and float((first - again).abs().amax()) > 1e-4 * scale:
             warnings.warn(
-                f"{self.name!r} answers one input differently each time. Say traits=Traits(stochastic=True), and attack "
-                "the expectation: victim.attack_view(eot=30)",
+                f"{self.name!r} answers one input differently each time. Say traits=Traits(stochastic=True), "
+                "and attack the expectation: victim.attack_view(eot=30)",
                 VictimWarning,
                 stacklevel=4,
             )
@@ -284,5 +293,8 @@ def _normalisation(mean: Any, std: Any) -> tuple[Tensor | None, Tensor | None]:
         raise InputError(f"mean is {mean!r} and std is {std!r}; give both or neither")
     m, s = (torch.as_tensor(v, dtype=torch.float32).flatten() for v in (mean, std))
     if m.numel() != s.numel() or not bool((s > 0).all()):
-        raise InputError(f"mean has {m.numel()} values and std {s.numel()} (least {float(s.min()):g}); equal numbers and std > 0 are needed")
+        raise InputError(
+            f"mean has {m.numel()} values and std {s.numel()} (least {float(s.min()):g}); "
+            "equal numbers and std > 0 are needed"
+        )
     return m, s

@@ -22,7 +22,8 @@ class Oracle:
         n: the number of samples being attacked.
         budget: queries granted to each sample; None for no limit.
         batch_size: the victim is asked at most so many inputs at once.
-        cache: answer an input that this sample asked before from memory, uncharged; None does so for costly victims only.
+        cache: answer an input that this sample asked before from memory, uncharged; None does so for costly victims
+            only.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class Oracle:
         """Ask about the inputs x, of which input i belongs to sample rows[i] (a sample may ask several at once).
 
         Returns:
-            The prediction for every input, and `granted`, bool (m,). Inputs past a sample's budget are not granted: their
-            label is -1 and their scores NaN. They are never sent to the victim, and nothing is raised.
+            The prediction for every input, and `granted`, bool (m,). Inputs past a sample's budget are not granted:
+            their label is -1 and their scores NaN. They are never sent to the victim, and nothing is raised.
         """
         if self._cache is not None:
             return self._cached(x, rows, noise)
@@ -131,7 +132,9 @@ def _spread(answer: Prediction, index: Tensor, n: int) -> Prediction:
     return Prediction(labels, scores, accepted)
 
 
-def _collect(entries: list[tuple[int, Tensor | None, bool | None] | None], device: torch.device) -> tuple[Prediction, Tensor]:
+def _collect(
+    entries: list[tuple[int, Tensor | None, bool | None] | None], device: torch.device
+) -> tuple[Prediction, Tensor]:
     known = [e for e in entries if e is not None]
     granted = torch.tensor([e is not None for e in entries], dtype=torch.bool, device=device)
     index = granted.nonzero().squeeze(1)

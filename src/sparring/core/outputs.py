@@ -1,4 +1,6 @@
-"""What a classifier answers: labels always, scores where the access allows, and whether a detector accepted the input."""
+"""What a classifier answers: labels always, scores where the access allows, and whether a detector accepted the
+input.
+"""
 
 from __future__ import annotations
 

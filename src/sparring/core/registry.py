@@ -1,4 +1,6 @@
-"""The registry: every attack and defence is a decorated class with a card, and a card is data that tests hold to its word."""
+"""The registry: every attack and defence is a decorated class with a card, and a card is data that tests hold to its
+word.
+"""
 
 from __future__ import annotations
 

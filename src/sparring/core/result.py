@@ -20,9 +20,9 @@ from sparring.core.outputs import Prediction
 class Outcome(enum.IntEnum):
     """How one sample ended.
 
-    `SUCCEEDED` was seen by the final re-check. `CLEAN_ERROR` was wrong before any change and `ALREADY_TARGET` read as the
-    target before any; neither is the attack's success. `NOT_APPLICABLE` has its true label as the target. `FAILED` claimed
-    a success outside the space, which is the attack's fault.
+    `SUCCEEDED` was seen by the final re-check. `CLEAN_ERROR` was wrong before any change and `ALREADY_TARGET` read as
+    the target before any; neither is the attack's success. `NOT_APPLICABLE` has its true label as the target. `FAILED`
+    claimed a success outside the space, which is the attack's fault.
     """
 
     SUCCEEDED = 0
@@ -42,7 +42,8 @@ class AttackResult:
         attack: the attack's name.
         space: the space, as text.
         original: the inputs, (n, ...) or a list.
-        adversarial: the changed inputs; the best effort where the attack did not succeed, the original where it never tried.
+        adversarial: the changed inputs; the best effort where the attack did not succeed, the original where it never
+            tried.
         y: the true labels, int64 (n,).
         target: the targets, int64 (n,), or None.
         outcome: `Outcome` codes, int64 (n,).
@@ -122,13 +123,17 @@ class AttackResult:
 
     @property
     def median_distance(self) -> float:
-        """The median distance over the attacked samples, a failure counting as infinity; NaN where none was attacked."""
+        """The median distance over the attacked samples, a failure counting as infinity; NaN where none was
+        attacked.
+        """
         tried = torch.isin(self.outcome, torch.tensor(_TRIED, device=self.outcome.device))
         d = torch.where(self.succeeded, self.distance, torch.inf)[tried].sort().values
         if not len(d):
             return math.nan
         middle = (len(d) - 1) // 2
-        return float(d[middle]) if len(d) % 2 or math.isinf(float(d[middle + 1])) else float(d[middle : middle + 2].mean())
+        return (
+            float(d[middle]) if len(d) % 2 or math.isinf(float(d[middle + 1])) else float(d[middle : middle + 2].mean())
+        )
 
     def curve(self, eps: Tensor | list[float] | float | None = None) -> tuple[Tensor, Tensor]:
         """Accuracy against eps: the share of all samples right at first and not broken within each radius.
@@ -150,7 +155,11 @@ class AttackResult:
     def __repr__(self) -> str:
         counts = {o.name.lower(): int((self.outcome == o).sum()) for o in Outcome if bool((self.outcome == o).any())}
         told = ", ".join(f"{k} {v}" for k, v in counts.items()) or "no samples"
-        rate = f"median distance {self.median_distance:.4g}" if self.limit is None else f"robust {self.robust_accuracy:.1%}"
+        rate = (
+            f"median distance {self.median_distance:.4g}"
+            if self.limit is None
+            else f"robust {self.robust_accuracy:.1%}"
+        )
         return f"<{self.attack} in {self.space}: {told}; clean {self.clean_accuracy:.1%}, {rate}, {self.seconds:.2f} s>"
 
     def to(self, device: torch.device | str) -> AttackResult:
@@ -184,7 +193,9 @@ class AttackResult:
         try:
             header = {"sparring": json.dumps(told)}
         except TypeError as cause:
-            raise InputError(f"this result holds inputs that JSON cannot write ({cause}); save them in your own format") from cause
+            raise InputError(
+                f"this result holds inputs that JSON cannot write ({cause}); save them in your own format"
+            ) from cause
         path = Path(path)
         draft = path.with_name(path.name + ".part")
         save_file(tensors, str(draft), metadata=header)
@@ -207,10 +218,14 @@ class AttackResult:
         except (OSError, SafetensorError, KeyError, ValueError) as cause:
             raise LoadError(f"{path} is not a result that sparring saved: {cause}") from cause
         if told.get("format") != "sparring.AttackResult" or told.get("version") != 1:
-            raise LoadError(f"{path} holds {told.get('format')!r} version {told.get('version')!r}; AttackResult version 1 is needed")
+            raise LoadError(
+                f"{path} holds {told.get('format')!r} version {told.get('version')!r}; AttackResult version 1 is needed"
+            )
         values = {**told, **flat}
         for name in ("clean", "final"):
-            values[name] = Prediction(values.pop(f"{name}.labels"), values.pop(f"{name}.scores", None), values.pop(f"{name}.accepted", None))
+            values[name] = Prediction(
+                values.pop(f"{name}.labels"), values.pop(f"{name}.scores", None), values.pop(f"{name}.accepted", None)
+            )
         known = {f.name for f in fields(cls)}
         values = {"target": None, "limit": None, **{k: v for k, v in values.items() if k in known}}
         return cls(**values)

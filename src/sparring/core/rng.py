@@ -1,7 +1,8 @@
 """Keyed randomness: a draw depends on (seed, sample id, stream) and on nothing else.
 
-Global and per-call generators give a sample different noise when the batch is split, shuffled or resumed. Here each row of a draw
-comes from its own key, by a counter-based integer hash, so that outcomes are equal for every batch size, order and device.
+Global and per-call generators give a sample different noise when the batch is split, shuffled or resumed. Here each
+row of a draw comes from its own key, by a counter-based integer hash, so that outcomes are equal for every batch
+size, order and device.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def stream_key(stream: str | int) -> int:
 def content_ids(x: Batch) -> Tensor:
     """One id per sample from its content alone: int64 (n,), the same in every batch and on every device.
 
-    Tensors hash the bits of their elements with position-dependent odd weights (integer sums, so exact in any order); other
-    batches hash the bytes of each item.
+    Tensors hash the bits of their elements with position-dependent odd weights (integer sums, so exact in any order);
+    other batches hash the bytes of each item.
     """
     if not isinstance(x, Tensor):
         import hashlib
@@ -65,7 +66,9 @@ def content_ids(x: Batch) -> Tensor:
     else:
         bits = flat.long()
     weights = _mix64(torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN) | 1
-    chunk = max(1, 2**22 // max(1, bits.shape[1]))  # the 64-bit products of a large batch of photos would not fit beside it
+    chunk = max(
+        1, 2**22 // max(1, bits.shape[1])
+    )  # the 64-bit products of a large batch of photos would not fit beside it
     sums = [(part.long() * weights).sum(1) for part in bits.split(chunk)]
     return _mix64(torch.cat(sums) + bits.shape[1])
 
@@ -87,7 +90,8 @@ class KeyedRandom:
         seed: the run's seed.
         ids: int64 (n,), one id per sample (see `content_ids`).
 
-    Every method takes the shape of one row and a stream (a name, a number, or a tuple of them). Equal arguments give equal
+    Every method takes the shape of one row and a stream (a name, a number, or a tuple of them). Equal arguments give
+    equal
     draws: advance by naming another stream, for example ``("start", restart)`` or ``("direction", step)``.
     """
 

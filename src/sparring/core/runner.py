@@ -1,8 +1,9 @@
 """The one place for an attack's bookkeeping: active set, early stop, best so far, budgets, the lattice, counting.
 
-An attack sees a `Run`: the samples still in play and four ways to learn about them (`gradient`, `jacobian`, `evaluate`, `ask`).
-Whatever it keeps between steps lives in a dataclass of tensors with leading dimension n, handed to `begin`; `steps` drops the
-samples that are decided from that state and from the run's own `x`, `y`, `goal`, `space` and `rng` together.
+An attack sees a `Run`: the samples still in play and four ways to learn about them (`gradient`, `jacobian`,
+`evaluate`, `ask`). Whatever it keeps between steps lives in a dataclass of tensors with leading dimension n, handed
+to `begin`; `steps` drops the samples that are decided from that state and from the run's own `x`, `y`, `goal`,
+`space` and `rng` together.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from sparring.core import events
 from sparring.core.batch import Batch, own, put, take
 from sparring.core.errors import CapabilityError, InputError
 from sparring.core.losses import Loss
+from sparring.core.network import Victim
 from sparring.core.oracle import Oracle
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
 from sparring.core.space import Space
 from sparring.core.threat import Access, Goal, ThreatModel
-from sparring.core.network import Victim
 from sparring.core.victim import BaseVictim
 
 S = TypeVar("S")
@@ -42,7 +43,24 @@ class Gradient(NamedTuple):
     scores: Tensor
 
 
-class SearchOver(Exception):
+@dataclass(frozen=True)
+class Terms:
+    """What holds for all batches of one call.
+
+    Attributes:
+        access: what the search sees of the victim.
+        smallest: whether the smallest change is sought.
+        early_stop: whether a success ends a sample.
+        batch_size: samples attacked at once.
+    """
+
+    access: Access
+    smallest: bool
+    early_stop: bool
+    batch_size: int
+
+
+class SearchOver(Exception):  # noqa: N818 (a signal, not an error)
     """Raised inside a search when every sample is decided, so that no backward pass is spent on them."""
 
 
@@ -91,22 +109,18 @@ class Run:
         y: Tensor,
         threat: ThreatModel,
         rng: KeyedRandom,
-        *,
-        access: Access,
-        smallest: bool,
-        early_stop: bool,
-        batch_size: int,
+        terms: Terms,
     ) -> None:
-        self.victim, self.threat, self.access = victim, threat, access
-        self.smallest, self.early_stop = smallest, early_stop
+        self.victim, self.threat, self.access = victim, threat, terms.access
+        self.smallest, self.early_stop = terms.smallest, terms.early_stop
         self.restart = 0
         self._view = view
         # without access to the victim neither early stop nor best-so-far may see its answers
-        self._blind = access is Access.NOTHING
+        self._blind = terms.access is Access.NOTHING
         self.oracle: Oracle | None = None
-        if Access.LABELS <= access <= Access.SCORES:
-            self.oracle = Oracle(victim, access, len(x), budget=threat.queries, batch_size=batch_size)
-        self._all = (x, y, threat.goal, threat.space, rng)
+        if Access.LABELS <= terms.access <= Access.SCORES:
+            self.oracle = Oracle(victim, terms.access, len(x), budget=threat.queries, batch_size=terms.batch_size)
+        self.whole = (x, y, threat, rng)
         self.ledger = Ledger.open(x, y.device)
         self._state: Any = None
         self._calls = 0
@@ -116,7 +130,8 @@ class Run:
     # -- the active set ------------------------------------------------------------------------------------------------
 
     def _activate(self, rows: Tensor) -> None:
-        x, y, goal, space, rng = self._all
+        x, y, threat, rng = self.whole
+        goal, space = threat.goal, threat.space
         whole = len(rows) == len(x)
         self.rows = rows
         self.x: Any = x if whole else take(x, rows)
@@ -144,7 +159,8 @@ class Run:
     def begin(self, state: S) -> S:
         """Register what the attack keeps between steps: a dataclass of tensors with leading dimension m.
 
-        Its field `x` is the current point; what stands there when a sample ends without a success is its adversarial input.
+        Its field `x` is the current point; what stands there when a sample ends without a success is its adversarial
+        input.
         """
         self._state = state
         return state
@@ -178,13 +194,13 @@ class Run:
         point = getattr(self._state, "x", None)
         if point is None or not len(index):
             return
-        index = index[~self.ledger.found[self.rows[index]]] if not self._keeps_last_anyway else index
+        index = index[~self.ledger.found[self.rows[index]]] if not self.keeps_last else index
         if len(index):
             rows = self.rows[index]
             put(self.last, rows, self._snap(take(self.x, index), take(point, index), self.space.take(index)))
 
     @property
-    def _keeps_last_anyway(self) -> bool:
+    def keeps_last(self) -> bool:
         return not self.early_stop or self._blind
 
     @contextlib.contextmanager
@@ -195,16 +211,14 @@ class Run:
         """
         self.restart, self._calls, self._state = restart, 0, None
         if restart == 0:
-            self.last = own(self._all[0])
+            self.last = own(self.whole[0])
         else:
             self._activate(torch.arange(len(self.last), device=self.rows.device))
             index = (~self._decided()).nonzero().squeeze(1)
             self.ledger.given_up[self.rows[index]] = False
             self._activate(self.rows[index])
-        try:
+        with contextlib.suppress(SearchOver):
             yield
-        except SearchOver:
-            pass
         self._keep_last(torch.arange(len(self.rows), device=self.rows.device))
         if more and self._view is not None and len(self.rows) and isinstance(getattr(self._state, "x", None), Tensor):
             self.evaluate(self._state.x)
@@ -384,7 +398,10 @@ def _select_fields(state: Any, index: Tensor, m: int) -> None:
 def _select(value: Any, index: Tensor, m: int, name: str) -> Any:
     if isinstance(value, Tensor):
         if value.ndim == 0 or value.shape[0] != m:
-            raise InputError(f"state field {name!r} has shape {tuple(value.shape)}; the leading dimension must be the {m} active samples")
+            raise InputError(
+                f"state field {name!r} has shape {tuple(value.shape)}; "
+                f"the leading dimension must be the {m} active samples"
+            )
         return value[index]
     if isinstance(value, list):
         return take(value, index) if len(value) == m else [_select(v, index, m, name) for v in value]

@@ -49,7 +49,9 @@ class Space(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """The victim's input domain, lo <= x <= hi, as tensors that broadcast against one batch (scalars or per feature)."""
+    """The victim's input domain, lo <= x <= hi, as tensors that broadcast against one batch (scalars or per
+    feature).
+    """
 
     lo: Tensor
     hi: Tensor
@@ -64,7 +66,9 @@ class Bounds:
         try:
             lo, hi = (torch.as_tensor(b, dtype=torch.float32) for b in bounds)
         except (TypeError, ValueError) as cause:
-            raise InputError(f"bounds are {bounds!r}; a pair (lo, hi) of numbers or per-feature tensors is needed") from cause
+            raise InputError(
+                f"bounds are {bounds!r}; a pair (lo, hi) of numbers or per-feature tensors is needed"
+            ) from cause
         if not (bool(torch.isfinite(lo).all()) and bool(torch.isfinite(hi).all()) and bool((lo < hi).all())):
             raise InputError(f"bounds are {bounds!r}; finite numbers with lo < hi are needed")
         return cls(lo, hi)

@@ -8,17 +8,21 @@ import torch
 from torch import Tensor
 
 from sparring.core.errors import ThreatError
-from sparring.core.rng import KeyedRandom
 from sparring.core.network import Victim
+from sparring.core.rng import KeyedRandom
 from sparring.core.victim import BaseVictim
 
 
 class Ensemble(Victim):
-    """Several victims of one input domain, answering with the mean of their logits (Liu et al. 2017, arXiv:1611.02770)."""
+    """Several victims of one input domain, answering with the mean of their logits (Liu et al. 2017,
+    arXiv:1611.02770).
+    """
 
     def __init__(self, members: Sequence[Victim]) -> None:
         first = members[0]
-        super().__init__(torch.nn.ModuleList([m.net for m in members if isinstance(m.net, torch.nn.Module)]), labels=first.labels)
+        super().__init__(
+            torch.nn.ModuleList([m.net for m in members if isinstance(m.net, torch.nn.Module)]), labels=first.labels
+        )
         self.members = tuple(members)
         self.bounds = first.bounds
         self.name = "+".join(m.name for m in members)

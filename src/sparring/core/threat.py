@@ -48,7 +48,9 @@ class Goal(Protocol):
     name: str
 
     def achieved(self, output: Any, y: Any, slack: float = 0.0) -> Tensor:
-        """Bool (n,): which outputs reach the goal, by more than `slack` (relative) where the output can tell by how much."""
+        """Bool (n,): which outputs reach the goal, by more than `slack` (relative) where the output can tell by how
+        much.
+        """
         ...
 
     def applicable(self, y: Any) -> Tensor:
@@ -130,12 +132,16 @@ class Targeted:
         """
         values = torch.as_tensor(self.target)
         if isinstance(self.target, Tensor) and tuple(values.shape) != (n,):
-            raise InputError(f"{tuple(values.shape)} targets came for {n} samples; give one int, or a tensor of shape ({n},)")
+            raise InputError(
+                f"{tuple(values.shape)} targets came for {n} samples; give one int, or a tensor of shape ({n},)"
+            )
         if values.is_floating_point() or values.dtype == torch.bool:
             raise InputError(f"targets have dtype {values.dtype}; class numbers (int64) are needed")
         if values.numel() and (int(values.min()) < 0 or (classes is not None and int(values.max()) >= classes)):
             top = "the number of classes" if classes is None else str(classes - 1)
-            raise InputError(f"targets span {int(values.min())}..{int(values.max())}; this victim's classes are 0..{top}")
+            raise InputError(
+                f"targets span {int(values.min())}..{int(values.max())}; this victim's classes are 0..{top}"
+            )
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,9 @@ class ThreatModel:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise ThreatError(f"{name} is {value!r}; it must be a whole number >= 0, or None for no limit")
         if not isinstance(self.goal, Goal):
-            raise ThreatError(f"goal is {self.goal!r}; use Untargeted(), Targeted(label) or an object with Goal's methods")
+            raise ThreatError(
+                f"goal is {self.goal!r}; use Untargeted(), Targeted(label) or an object with Goal's methods"
+            )
 
     @classmethod
     def resolve(cls, threat: ThreatModel | Space, goal: Goal | int | Tensor | None) -> ThreatModel:
@@ -212,17 +220,21 @@ class ThreatModel:
         """
         if isinstance(threat, ThreatModel):
             if goal is not None:
-                raise ThreatError("goal= came beside a full ThreatModel, which has its own goal; put it inside the ThreatModel")
+                raise ThreatError(
+                    "goal= came beside a full ThreatModel, which has its own goal; put it inside the ThreatModel"
+                )
             return threat
         if isinstance(threat, (int, float)):
-            raise ThreatError(f"the threat is the number {threat}; wrap it in a space, for example sparring.Linf({threat})")
+            raise ThreatError(
+                f"the threat is the number {threat}; wrap it in a space, for example sparring.Linf({threat})"
+            )
         if not (hasattr(threat, "contains") and hasattr(threat, "cost")):
-            raise ThreatError(f"the threat is {threat!r}; a ThreatModel or a space such as sparring.Linf(8 / 255) is needed")
+            raise ThreatError(
+                f"the threat is {threat!r}; a ThreatModel or a space such as sparring.Linf(8 / 255) is needed"
+            )
         if goal is None:
             return cls(threat)
-        if isinstance(goal, (int, Tensor)) and not isinstance(goal, bool):
-            goal = Targeted(goal)
-        return cls(threat, goal=goal)
+        return cls(threat, goal=Targeted(goal) if isinstance(goal, (int, Tensor)) else goal)
 
     def with_space(self, space: Space) -> ThreatModel:
         """The same threat over another space."""

@@ -19,6 +19,7 @@ from sparring.core.rng import KeyedRandom
 from sparring.core.space import Bounds
 from sparring.core.threat import Access
 
+
 @dataclass(frozen=True)
 class Traits:
     """What a victim does beyond a plain forward; attacks and audits choose by these.
@@ -48,7 +49,9 @@ class BaseVictim:
     access: Access = Access.LABELS
     bounds: Bounds | None = None
 
-    def __init__(self, *, labels: Sequence[str] | None = None, name: str | None = None, traits: Traits | None = None) -> None:
+    def __init__(
+        self, *, labels: Sequence[str] | None = None, name: str | None = None, traits: Traits | None = None
+    ) -> None:
         self.labels: tuple[str, ...] | None = None if labels is None else tuple(labels)
         self.classes: int | None = None if self.labels is None else len(self.labels)
         self.name = name or type(self).__name__
@@ -120,13 +123,15 @@ class BaseVictim:
             return self.labels[index]
         return str(index)
 
-    def _admit_labels(self, y: Any, n: int) -> Tensor:
-        if isinstance(y, Sequence) and not isinstance(y, str) and any(isinstance(v, str) for v in y):
-            y = [self.label_index(v) for v in y]
-        y = torch.as_tensor(y, device=self.device)
+    def _admit_labels(self, labels: Any, n: int) -> Tensor:
+        if isinstance(labels, Sequence) and not isinstance(labels, str) and any(isinstance(v, str) for v in labels):
+            labels = [self.label_index(v) for v in labels]
+        y: Tensor = torch.as_tensor(labels, device=self.device)
         if y.shape != (n,):
             hint = "; one-hot labels need y.argmax(1)" if y.ndim == 2 and y.shape[0] == n else ""
-            raise InputError(f"labels have shape {tuple(y.shape)} for {n} inputs; one label per input is needed, ({n},){hint}")
+            raise InputError(
+                f"labels have shape {tuple(y.shape)} for {n} inputs; one label per input is needed, ({n},){hint}"
+            )
         if y.is_floating_point() or y.is_complex() or (y.dtype == torch.bool and self.classes not in (None, 2)):
             raise InputError(f"labels have dtype {y.dtype}; class numbers (int64) are needed: y.long()")
         y = y.to(torch.int64)
@@ -148,7 +153,9 @@ def _find_label(label: str, labels: tuple[str, ...]) -> int:
         if len(found) == 1:
             return found[0]
         if found:  # ImageNet has two cranes and two maillots
-            raise UnknownNameError(f"{label!r} names {len(found)} classes: {', '.join(map(str, found))}; give the number")
+            raise UnknownNameError(
+                f"{label!r} names {len(found)} classes: {', '.join(map(str, found))}; give the number"
+            )
     raise UnknownNameError.among("label", label, labels, "A class number works as well.")
 
 
@@ -156,8 +163,8 @@ class BlackBox(BaseVictim):
     """A victim that can only be asked: any function from a batch to labels or to class scores.
 
     Args:
-        function: takes a batch (as the caller gives it: a tensor, or a list of texts) and returns labels (n,) of an integer
-            type, or scores (n, k).
+        function: takes a batch (as the caller gives it: a tensor, or a list of texts) and returns labels (n,) of an
+            integer type, or scores (n, k).
         scores: whether the function returns scores.
         bounds: (lo, hi) of a tensor input, if it has any.
         labels: class names.
@@ -221,4 +228,3 @@ def query_in_batches(victim: BaseVictim, x: Batch, size: int, noise: KeyedRandom
         rows = x[start : start + size]
         parts.append(victim.query(rows, None if noise is None else noise.take(index.to(noise.ids.device))))
     return Prediction.concat(parts)
-

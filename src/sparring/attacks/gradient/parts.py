@@ -1,10 +1,12 @@
-"""The parts of a gradient attack: starts, step sizes, directions, and the one loop that climbs with them.
+"""The parts of a gradient attack: starts, step sizes, directions, gradients from elsewhere, and the one loop that climbs.
 
 BIM, PGD, MI-FGSM and their kin are short recipes of these parts. An attack whose loop truly differs has its own file.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,15 +16,17 @@ from torch import Tensor
 
 from sparring.core.balls import per_sample
 from sparring.core.losses import Loss
-from sparring.core.runner import Gradient, Run
+from sparring.core.outputs import Prediction
+from sparring.core.runner import CLAIM_SLACK, Gradient, Run
 
 
 @dataclass
 class Climber:
-    """What a climb keeps per sample: the point, and the direction's memory (None for a direction that has none)."""
+    """What a climb keeps per sample: the point, the direction's memory, and the gradient's own (None where unused)."""
 
     x: Tensor
     memory: Tensor | None = None
+    variance: Tensor | None = None
 
 
 class Direction(Protocol):
@@ -33,26 +37,73 @@ class Direction(Protocol):
         ...
 
 
+# How a gradient is had near x, (m, ...), at step t: plain, through input transforms, averaged over neighbours.
+Slope = Callable[[Run, Tensor, Loss, int], Gradient]
+
+
 def plain(grad: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The gradient itself."""
     return grad, None
 
 
-def start_at(run: Run, random: bool) -> Tensor:
-    """The starting points: the threat's own where it knows some, random in the space, or the inputs themselves."""
+def at_point(run: Run, x: Tensor, loss: Loss, t: int) -> Gradient:
+    """The gradient at x itself."""
+    return run.gradient(x, loss)
+
+
+def start_at(run: Run, random: bool, stream: tuple[str | int, ...] = ()) -> Tensor:
+    """The starting points: the threat's own where it knows some, random in the space, or the inputs themselves.
+
+    `stream` tells the random starts of one restart apart.
+    """
     known = run.threat.knowledge.starts
     if isinstance(known, Tensor):
         return run.space.project(run.x, known[run.rows.to(known.device)].to(run.x))  # type: ignore[no-any-return]
     if random:
-        return run.space.sample(run.x, run.rng, ("start", run.restart))  # type: ignore[no-any-return]
+        return run.space.sample(run.x, run.rng, ("start", run.restart, *stream))  # type: ignore[no-any-return]
     return run.x.clone()  # type: ignore[no-any-return]
 
 
 def step_length(run: Run, step_size: float | None, relative: float) -> Tensor | float:
-    """An absolute step in the victim's raw units, or `relative` times each sample's eps; it broadcasts against the inputs."""
+    """An absolute step in the victim's raw units, or `relative` times each sample's eps; it broadcasts against the
+    inputs.
+    """
     if step_size is not None:
         return step_size
     return per_sample(relative * run.space.eps, run.x)
+
+
+def gradient_through(
+    run: Run, x: Tensor, loss: Loss, through: Callable[[Tensor], Tensor], untouched: Tensor | None = None
+) -> Gradient:
+    """The loss of the victim at through(x), and its gradient with respect to x.
+
+    What the victim answers there is no answer at x: it ends no sample and counts as no success. Only where `untouched`,
+    bool (m,), says that through(x) is x itself does it count as usual.
+
+    Args:
+        run: the samples in play.
+        x: (m, ...); where `untouched` is true, inside the space.
+        loss: what to raise.
+        through: a differentiable map to the inputs that the victim sees; it may change their shape.
+        untouched: which samples it leaves as they are; None for none of them.
+    """
+    aside = copy.copy(run)  # the ledger is shared: forwards and backwards are counted as ever
+    aside._blind = True
+    if getattr(run.space, "lattice", None) is not None:
+        x = run.space.snap(run.x, x) if untouched is not None else x
+        aside.space = dataclasses.replace(run.space, lattice=None)
+    leaf = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        seen = through(leaf)
+    value, grad, scores = aside.gradient(seen.detach(), loss)
+    run._calls = aside._calls
+    if seen is not leaf:
+        (grad,) = torch.autograd.grad(seen, leaf, grad)
+    if untouched is not None and not run._blind:
+        reached = run.goal.achieved(Prediction.of(scores), run.y, CLAIM_SLACK) & untouched
+        run._record(leaf.detach(), reached, run.rows, run.x, run.space)
+    return Gradient(value, grad, scores)
 
 
 def climb(

@@ -21,8 +21,8 @@ from sparring.core.threat import Access
         access=Access.GRADIENTS,
         spaces=("linf", "l2", "l1"),
         cost="steps x (forward + backward) per restart, less what early stopping saves",
-        caveats="Cross-entropy saturates on victims with large logits: try loss='dlr' or 'margin'. A fixed step size leaves "
-        "robust victims overrated by a point or more: confirm with APGD.",
+        caveats="Cross-entropy saturates on victims with large logits: try loss='dlr' or 'margin'. A fixed step size "
+        "leaves robust victims overrated by a point or more: confirm with APGD.",
         floor={"linf": 0.9, "l2": 0.9, "l1": 0.9},
         aliases=("i-fgsm", "ifgsm"),
     )
@@ -109,14 +109,15 @@ class BIM(Attack):
         access=Access.GRADIENTS,
         spaces=("linf", "l2", "l1"),
         cost="1 forward + 1 backward",
-        caveats="One step: a victim that resists it may have learnt to hide its gradient. Never a measure of robustness.",
+        caveats="One step: a victim that resists it may have learnt to hide its gradient. Never a measure of "
+        "robustness.",
         floor={"linf": 0.6, "l2": 0.6, "l1": 0.5},
         aliases=("fgm",),
     )
 )
 @dataclass(frozen=True, kw_only=True)
 class FGSM(Attack):
-    """The fast gradient method: x + eps * steepest(grad L); the sign method in Linf. Targeted, it descends to the target.
+    """The fast gradient method: x + eps * steepest(grad L); in Linf the sign method. Targeted, it descends.
 
     Args:
         loss: what to climb (see `PGD`).
