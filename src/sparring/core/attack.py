@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.batch import Batch, own, put, take
-from sparring.core.errors import InputError, ThreatError
+from sparring.core.errors import CapabilityError, InputError, ThreatError
 from sparring.core.network import Victim
 from sparring.core.outputs import Prediction
 from sparring.core.registry import Card
@@ -79,16 +79,16 @@ class Attack:
         threat = ThreatModel.resolve(threat, goal)
         access = self._agree(victim, threat)
         home = x.device if isinstance(x, Tensor) else torch.device("cpu")
-        size = batch_size or batch_for(x)
+        size = batch_for(x) if batch_size is None else batch_size
         if size < 1:
             raise InputError(f"batch_size is {batch_size}; a whole number >= 1 is needed, or None")
+        own_labels = y is None
+        x, y = victim.admit(x, torch.zeros(len(x), dtype=torch.int64) if own_labels else y)
         with contextlib.ExitStack() as rest:
             for model in (victim, *threat.knowledge.surrogates):
                 rest.enter_context(model.at_rest())
-            if y is None:
-                x, _ = victim.admit(x, torch.zeros(len(x), dtype=torch.int64))
+            if own_labels and len(y):
                 y = query_in_batches(victim, x, size).labels
-            x, y = victim.admit(x, y)
             space = threat.space.bound(x, victim.bounds)
             if isinstance(threat.goal, Targeted):
                 threat.goal.check(len(y), victim.classes)
@@ -111,15 +111,20 @@ class Attack:
         """The access of this run, after holding the card, the threat model and the victim against each other."""
         card = self.card
         access = card.access if threat.access is None else Access.parse(threat.access)
-        if threat.knowledge.surrogates and access is Access.NOTHING:
-            return access
-        if access < card.access:
+        transfer = access is Access.NOTHING and bool(threat.knowledge.surrogates)
+        if access < card.access and not transfer:
             raise ThreatError(
                 f"{card.name} needs access to {card.access}; the threat model grants {access}"
                 + ("; with knowledge.surrogates it can attack those and transfer" if access is Access.NOTHING else "")
             )
-        access = card.access if card.access < Access.GRADIENTS else access
-        victim.require(card.access, card.name)
+        access = access if transfer or card.access is Access.GRADIENTS else card.access
+        if not transfer and (not card.needs or card.access < Access.GRADIENTS):
+            victim.require(card.access, card.name)
+        for need in card.needs:
+            try:
+                victim.capability(need)
+            except CapabilityError as why:
+                raise CapabilityError(f"{card.name} needs the {need.replace('_', ' ')} of the victim; {why}") from why
         if threat.space.name not in card.spaces:
             raise ThreatError(f"{card.name} searches {', '.join(card.spaces)}; the threat is {threat.space!r}")
         if threat.goal.name in ("untargeted", "targeted") and threat.goal.name not in card.goals:
@@ -209,17 +214,17 @@ def recheck(run: Run) -> tuple[Batch, Prediction, Tensor]:
     Returns:
         The candidates kept, the victim's answers to them, and the outcome of each sample, int64 (n,).
     """
-    victim, ledger = run.victim, run.ledger
+    ledger = run.ledger
     x, y, threat, rng = run.whole
     first = own(run.last)
     settled = ledger.found if not run.keeps_last else torch.zeros_like(ledger.found)
     rows = settled.nonzero().squeeze(1)
     put(first, rows, take(ledger.best, rows))
-    good, answers, illegal = _judge(victim, x, first, y, threat, rng)
+    good, answers, illegal = _judge(run, x, first, y, threat, rng)
     again = (~good & ledger.found & ~settled).nonzero().squeeze(1)
     if len(again):  # the last point fails where an earlier one succeeded
         part = _threat_for(threat, again)
-        better, newer, _ = _judge(victim, take(x, again), take(ledger.best, again), y[again], part, rng.take(again))
+        better, newer, _ = _judge(run, take(x, again), take(ledger.best, again), y[again], part, rng.take(again))
         chosen = again[better]
         put(first, chosen, take(ledger.best, chosen))
         answers = _merge(answers, newer.take(better.nonzero().squeeze(1)), chosen)
@@ -231,9 +236,10 @@ def recheck(run: Run) -> tuple[Batch, Prediction, Tensor]:
 
 
 def _judge(
-    victim: BaseVictim, x: Batch, x_adv: Batch, y: Tensor, threat: ThreatModel, rng: KeyedRandom
+    run: Run, x: Batch, x_adv: Batch, y: Tensor, threat: ThreatModel, rng: KeyedRandom
 ) -> tuple[Tensor, Prediction, Tensor]:
     """Which candidates truly succeed, the answers to them, and which reach the goal by leaving the space."""
+    victim = run.victim
     if victim.traits.stochastic:
         tally = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         for vote in range(VOTES):
@@ -246,7 +252,7 @@ def _judge(
     legal = threat.space.contains(x, x_adv).to(reached.device)
     within = legal
     limit = threat.space.limit
-    if limit is not None and not bool(legal.all()):
+    if run.smallest and limit is not None and not bool(legal.all()):
         # a smallest-change search that ends outside eps has not failed: it has survived
         unlimited = getattr(threat.space, "without_limit", None)
         within = unlimited().contains(x, x_adv).to(reached.device) if unlimited is not None else legal

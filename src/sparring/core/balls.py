@@ -154,7 +154,9 @@ class Ball:
         centre = ((x - lo) / step).round()
         k = ((x_adv - lo) / step).round().clamp(0, self.lattice - 1)
         k = self._inside(x, centre, k, (x_adv - lo) / step, step)
-        return self.bounds.clamp(lo + k * step)
+        # k / 255 to the last bit, as reading the file gives it; and what did not move stays as it came
+        value = lo + k * (self.bounds.hi - lo) / (self.lattice - 1)
+        return torch.where(k == centre, x, self.bounds.clamp(value))
 
     def _inside(self, x: Tensor, centre: Tensor, k: Tensor, exact: Tensor, step: Tensor) -> Tensor:
         """Lattice coordinates inside the ball: rounding towards the centre for the samples that rounding pushed out."""
@@ -252,7 +254,7 @@ class L2(Ball):
         """Uniform in the ball: a normal direction, a radius u^(1/d); then clamped."""
         parts = stream if isinstance(stream, tuple) else (stream,)
         noise = rng.normal(tuple(x.shape[1:]), (*parts, "direction")).to(x.dtype)
-        radius = rng.uniform((1,), (*parts, "radius")).to(x.dtype).pow(1.0 / max(1, x[0].numel())).squeeze(1)
+        radius = rng.uniform((1,), (*parts, "radius")).to(x.dtype).pow(1.0 / max(1, math.prod(x.shape[1:]))).squeeze(1)
         return self._clamp(x + self.steepest(noise) * per_sample(radius, x) * self._eps(x))
 
     def steepest(self, gradient: Tensor) -> Tensor:
@@ -299,7 +301,7 @@ class L1(Ball):
     def sample(self, x: Tensor, rng: KeyedRandom, stream: tuple[str | int, ...] | str) -> Tensor:
         """Uniform in the ball: exponential magnitudes, one more for the slack, random signs; then clamped."""
         parts = stream if isinstance(stream, tuple) else (stream,)
-        d = x[0].numel() if x.shape[0] else 1
+        d = math.prod(x.shape[1:])
         magnitudes = -torch.log1p(-rng.uniform((d + 1,), (*parts, "size"))).to(x.dtype)
         share = magnitudes[:, :d] / magnitudes.sum(1, keepdim=True)
         delta = share * rng.signs((d,), (*parts, "sign")).to(x.dtype)

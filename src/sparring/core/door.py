@@ -15,7 +15,7 @@ from sparring.core.space import Bounds
 _EDGE = 1e-4
 
 
-def admit_tensor(x: Tensor, bounds: Bounds, name: str) -> Tensor:
+def admit_tensor(x: Tensor, bounds: Bounds | None, name: str) -> Tensor:
     """Inputs that are finite, floating and inside the bounds; float rounding at the edge is clamped away.
 
     Raises:
@@ -23,7 +23,8 @@ def admit_tensor(x: Tensor, bounds: Bounds, name: str) -> Tensor:
     """
     if not x.is_floating_point():
         raise InputError(
-            f"inputs have dtype {x.dtype}; floats in {bounds} are needed. For 8-bit pictures: x.float() / 255"
+            f"inputs have dtype {x.dtype}; floats{'' if bounds is None else f' in {bounds}'} are needed: x.float(), "
+            "and for 8-bit pictures x.float() / 255"
         )
     if x.ndim < 2:
         raise InputError(f"inputs have shape {tuple(x.shape)}; a batch (n, ...) is needed. For one sample: x[None]")
@@ -32,6 +33,8 @@ def admit_tensor(x: Tensor, bounds: Bounds, name: str) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).flatten(1).any(1)
         raise InputError(f"{int(bad.sum())} of {len(x)} inputs hold NaN or infinity; remove or repair them first")
+    if bounds is None:
+        return x
     box = bounds.like(x)
     span = box.hi - box.lo
     if bool(((x < box.lo - _EDGE * span) | (x > box.hi + _EDGE * span)).any()):
@@ -50,9 +53,8 @@ def admit_tensor(x: Tensor, bounds: Bounds, name: str) -> Tensor:
 
 
 def coerce_scores(output: Any, n: int, name: str) -> Tensor:
-    """Class scores (n, k) from whatever a network returned: a tensor, a ModelOutput, a dict or a tuple.
-
-    A single logit z, (n,) or (n, 1), becomes the pair (-z/2, z/2): the same decision and the same probabilities.
+    """Class scores (n, k) from whatever a network returned: a tensor, a ModelOutput, a dict or a tuple; (n, 1) from
+    (n,).
 
     Raises:
         VictimError: nothing in it is a class score per input.
@@ -85,6 +87,11 @@ def coerce_scores(output: Any, n: int, name: str) -> Tensor:
             f"{name!r} returned shape {tuple(found.shape)} for {n} inputs; class scores ({n}, k) are needed. "
             "Wrap the network so that it returns one row of scores per input"
         )
-    if found.shape[1] == 1:
-        found = torch.cat([-0.5 * found, 0.5 * found], dim=1)
     return found
+
+
+def as_pair(scores: Tensor) -> Tensor:
+    """A single logit z, (n, 1), as the pair (-z/2, z/2): the same decision and the same probabilities; others as
+    they are.
+    """
+    return torch.cat([-0.5 * scores, 0.5 * scores], dim=1) if scores.shape[1] == 1 else scores

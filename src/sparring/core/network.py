@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.core.batch import Batch
-from sparring.core.door import admit_tensor, coerce_scores
+from sparring.core.door import admit_tensor, as_pair, coerce_scores
 from sparring.core.errors import InputError, VictimError, VictimWarning
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
@@ -116,13 +116,21 @@ class Victim(BaseVictim):
                 out = out[self.output] if isinstance(out, Mapping) else getattr(out, self.output)
             except (KeyError, AttributeError) as cause:
                 raise VictimError(f"{self.name!r} returned a {type(out).__name__} without {self.output!r}") from cause
-        single = self.probabilities and isinstance(out, Tensor) and (out.ndim == 1 or out.shape[-1] == 1)
-        if single:  # one sigmoid output: its complement is the other class
-            out = torch.stack([1 - out.flatten(), out.flatten()], dim=1)
         scores = coerce_scores(out, x.shape[0], self.name)
-        if self.probabilities:
-            scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
-        return scores
+        if not self.probabilities:
+            return as_pair(scores)
+        if scores.shape[1] == 1:  # one sigmoid output: its complement is the other class
+            scores = torch.cat([1 - scores, scores], dim=1)
+        return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+
+    def accepts(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor | None:
+        """Bool (n,): which inputs the detector lets through the stages; None where there is no detector."""
+        if self.detector is None:
+            return None
+        with torch.no_grad():
+            for depth, stage in enumerate(self.stages):
+                x = run_stage(stage, x, noise, depth)
+            return self.detector(x)
 
     def query(self, x: Batch, noise: KeyedRandom | None = None) -> Prediction:
         """The true answer: every stage as it is, the detector's acceptance, no gradient kept.
@@ -161,7 +169,7 @@ class Victim(BaseVictim):
 
     def _inspect(self, x: Tensor) -> None:
         """Measure the traits on a few inputs: classes, mode, probabilities, randomness."""
-        if any(m.training for module in self.modules for m in module.modules()):
+        if any(_minds_mode(m) for module in self.modules for m in module.modules() if m.training):
             warnings.warn(
                 f"{self.name!r} is in train mode; it is attacked in eval mode and put back afterwards. Call net.eval() "
                 "to say that you mean it",
@@ -277,6 +285,12 @@ class AttackView(Victim):
             else:
                 x = run_stage(stage, x, noise, depth)
         return self.head(x)
+
+
+def _minds_mode(module: nn.Module) -> bool:
+    """Whether a module may behave differently in train mode: torch's own that do, and any whose code we do not know."""
+    dependent = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase)
+    return isinstance(module, dependent) or not type(module).__module__.startswith("torch.nn.")
 
 
 def run_stage(stage: nn.Module, x: Tensor, noise: KeyedRandom | None, depth: int) -> Tensor:

@@ -64,8 +64,17 @@ class Oracle:
         if self.budget is None or bool(granted.all()):
             return self._ask(x, noise), granted
         index = granted.nonzero().squeeze(1)
-        answer = self._ask(take(x, index), None if noise is None else noise.take(index))
+        if len(index):
+            answer = self._ask(take(x, index), None if noise is None else noise.take(index))
+        else:
+            answer = self._silence()
         return _spread(answer, index, len(rows)), granted
+
+    def _silence(self) -> Prediction:
+        """The answer to no question: nobody is asked."""
+        labels = torch.zeros(0, dtype=torch.int64, device=self.spent.device)
+        known = self.access is not Access.LABELS and self.victim.classes is not None
+        return Prediction(labels, torch.zeros(0, self.victim.classes or 0, device=labels.device) if known else None)
 
     def _grant(self, rows: Tensor) -> Tensor:
         """Bool (m,): which queries their samples can still pay, in the order they were asked."""

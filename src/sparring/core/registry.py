@@ -26,6 +26,8 @@ class Card:
         title: the method in a few words.
         paper: authors, year, title, and an identifier (arXiv or DOI) of the source.
         access: the least access it needs.
+        needs: capabilities beyond access that the victim must offer by name ("trees", "word_weights"): a white-box
+            method with such a need reads the model itself, and no input gradient is asked of the victim.
         spaces: names of the spaces it searches.
         goals: "untargeted", "targeted", or both.
         minimal: whether it seeks the smallest change (it then needs no eps).
@@ -49,6 +51,7 @@ class Card:
     caveats: str = ""
     floor: Mapping[str, float] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 ATTACKS: dict[str, type] = {}

@@ -221,6 +221,9 @@ class AttackResult:
             raise LoadError(
                 f"{path} holds {told.get('format')!r} version {told.get('version')!r}; AttackResult version 1 is needed"
             )
+        missing = {"outcome", "y", "distance", "clean.labels", "final.labels"} - set(flat)
+        if missing:
+            raise LoadError(f"{path} lacks {', '.join(sorted(missing))}, which every result has; it was damaged or cut")
         values = {**told, **flat}
         for name in ("clean", "final"):
             values[name] = Prediction(

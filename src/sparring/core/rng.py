@@ -154,7 +154,7 @@ class KeyedRandom:
         words = self.words((count + 31) // 32, stream)
         shifts = torch.arange(32, dtype=torch.int32, device=words.device)
         bits = (words[:, :, None] >> shifts) & 1
-        return bits.reshape(words.shape[0], -1)[:, :count].to(torch.float32).mul_(2).sub_(1).reshape(-1, *shape)
+        return bits.flatten(1)[:, :count].to(torch.float32).mul_(2).sub_(1).reshape(-1, *shape)
 
     def integers(self, shape: tuple[int, ...], stream: tuple[str | int, ...] | str | int, high: int | Tensor) -> Tensor:
         """Whole numbers on [0, high): int64 (n, *shape); `high` is a number or one per sample (n,), below 2^31."""

@@ -213,12 +213,12 @@ class Run:
         if restart == 0:
             self.last = own(self.whole[0])
         else:
+            self.ledger.given_up.zero_()
             self._activate(torch.arange(len(self.last), device=self.rows.device))
-            index = (~self._decided()).nonzero().squeeze(1)
-            self.ledger.given_up[self.rows[index]] = False
-            self._activate(self.rows[index])
+            self._activate(self.rows[~self._decided()])
         with contextlib.suppress(SearchOver):
             yield
+        self.shrink()
         self._keep_last(torch.arange(len(self.rows), device=self.rows.device))
         if more and self._view is not None and len(self.rows) and isinstance(getattr(self._state, "x", None), Tensor):
             self.evaluate(self._state.x)
@@ -241,11 +241,12 @@ class Run:
             with torch.enable_grad():
                 scores = view.scores(leaf, self._noise())
                 value = loss(scores, self.y, self.goal)
+                total_loss = value.sum()
             self._count(forwards=1)
             if draws == 1:
-                self._note(point, Prediction.of(scores.detach()))
+                self._note(point, self._output(view, point, scores))
                 self._stop_if_over()
-            (grad,) = torch.autograd.grad(value.sum(), leaf)
+            grad = self._differentiate(total_loss, leaf)
             self._count(backwards=1)
             part = Gradient(value.detach(), grad, scores.detach())
             total = part if total is None else Gradient(*(a + b for a, b in zip(total, part, strict=True)))
@@ -253,7 +254,7 @@ class Run:
             raise InputError(f"eot is {draws}; at least one draw is needed")
         if draws > 1:
             total = Gradient(*(t / draws for t in total))
-            self._note(point, Prediction.of(total.scores))
+            self._note(point, self._output(view, point, total.scores))
         grad = total.grad
         if not bool(torch.isfinite(grad.sum())):  # one sum is cheap; the repair is rare
             grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
@@ -273,16 +274,15 @@ class Run:
         with torch.enable_grad():
             scores = view.scores(leaf, self._noise())
         self._count(forwards=1)
-        self._note(point, Prediction.of(scores.detach()))
+        self._note(point, self._output(view, point, scores))
         self._stop_if_over()
         chosen = classes(scores.detach())
         rows = []
         for j in range(chosen.shape[1]):
-            (row,) = torch.autograd.grad(
-                scores.gather(1, chosen[:, j : j + 1]).sum(), leaf, retain_graph=j + 1 < chosen.shape[1]
-            )
+            with torch.enable_grad():
+                one = scores.gather(1, chosen[:, j : j + 1]).sum()
+            rows.append(self._differentiate(one, leaf, retain_graph=j + 1 < chosen.shape[1]))
             self._count(backwards=1)
-            rows.append(row)
         return scores.detach(), chosen, torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
 
     def evaluate(self, x: Tensor) -> Tensor:
@@ -292,8 +292,26 @@ class Run:
         with torch.no_grad():
             scores = view.scores(point, self._noise())
         self._count(forwards=1)
-        self._note(point, Prediction.of(scores))
+        self._note(point, self._output(view, point, scores))
         return scores
+
+    def look(self, x: Batch) -> Prediction:
+        """The true victim's answers at x, one candidate per active sample, unmetered and noted.
+
+        For white-box searches over models that have no input gradient (trees, word counts).
+
+        Raises:
+            CapabilityError: the threat model grants less than the white box.
+        """
+        if self.access is not Access.GRADIENTS:
+            raise CapabilityError(
+                f"this run has access to {self.access}; an unmetered look needs the white box: use ask"
+            )
+        point = self._snap(self.x, x, self.space)
+        answer = self.victim.query(point, self._noise())
+        self._count(forwards=1)
+        self._note(point, answer)
+        return answer
 
     def ask(self, x: Batch, rows: Tensor | None = None) -> tuple[Prediction, Tensor]:
         """Query the oracle about x; candidate i belongs to active sample rows[i] (its own position where None).
@@ -334,6 +352,26 @@ class Run:
             raise CapabilityError(f"this run has access to {self.access}; a gradient or a free forward needs gradients")
         return self._view
 
+    def _output(self, view: Victim, point: Tensor, scores: Tensor) -> Prediction:
+        """The prediction that goes with the scores of a search step; a detector is asked as well."""
+        return Prediction.of(scores.detach(), view.accepts(point, self._noise()) if view.detector is not None else None)
+
+    def _differentiate(self, value: Tensor, leaf: Tensor, *, retain_graph: bool = False) -> Tensor:
+        """The gradient of a scalar to the input alone.
+
+        Raises:
+            CapabilityError: the victim cuts the path between its input and its scores.
+        """
+        grad: Tensor | None = None
+        if value.requires_grad:
+            (grad,) = torch.autograd.grad(value, leaf, retain_graph=retain_graph, allow_unused=True)
+        if grad is None:
+            raise CapabilityError(
+                f"no gradient reaches the input of {self.victim.name!r}: something in it detaches, rounds into "
+                "integers or leaves torch. Give the stage a surrogate (attack_view(bpda=True)), or attack by scores or labels"
+            )
+        return grad
+
     def _snap(self, x: Any, point: Any, space: Space) -> Any:
         snap = getattr(space, "snap", None)
         return point if snap is None or not isinstance(point, Tensor) else snap(x, point)
@@ -352,7 +390,7 @@ class Run:
         if backwards:
             self.ledger.backwards[self.rows] += backwards
 
-    def _note(self, point: Tensor, output: Prediction) -> None:
+    def _note(self, point: Batch, output: Prediction) -> None:
         if not self._blind:
             reached = self.goal.achieved(output, self.y, CLAIM_SLACK)
             self._record(point, reached, self.rows, self.x, self.space)
@@ -403,8 +441,9 @@ def _select(value: Any, index: Tensor, m: int, name: str) -> Any:
                 f"the leading dimension must be the {m} active samples"
             )
         return value[index]
-    if isinstance(value, list):
-        return take(value, index) if len(value) == m else [_select(v, index, m, name) for v in value]
+    if isinstance(value, list):  # of per-sample tensors, or one item per sample
+        tensors = any(isinstance(v, Tensor) for v in value)
+        return [_select(v, index, m, name) for v in value] if tensors or len(value) != m else take(value, index)
     if isinstance(value, tuple):
         return tuple(_select(v, index, m, name) for v in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.batch import Batch
-from sparring.core.door import admit_tensor, coerce_scores
+from sparring.core.door import admit_tensor, as_pair, coerce_scores
 from sparring.core.errors import CapabilityError, InputError, UnknownNameError, VictimError
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
@@ -99,6 +100,14 @@ class BaseVictim:
                 f"`sparring attacks --access {self.access}` lists the attacks that work here"
             )
 
+    def capability(self, name: str) -> Any:
+        """What this victim offers beyond its access, by name: an object whose shape the attacks that ask for it state.
+
+        Raises:
+            CapabilityError: it offers nothing of that name; where the victim knows why, the message says so.
+        """
+        raise CapabilityError(f"{self.name!r}, a {type(self).__name__}, has no {name.replace('_', ' ')} to offer")
+
     def label_index(self, label: int | str) -> int:
         """The class number of a label given by number or by name (any case; a unique part of a synonym list counts).
 
@@ -108,14 +117,15 @@ class BaseVictim:
         """
         if isinstance(label, str) and label.strip().lstrip("-").isdigit() and label not in (self.labels or ()):
             label = int(label)
-        if isinstance(label, int):
+        if isinstance(label, numbers.Integral):
+            label = int(label)
             if label < 0 or (self.classes is not None and label >= self.classes):
                 top = "" if self.classes is None else f"; classes are 0..{self.classes - 1}"
                 raise InputError(f"label {label} is out of range{top}")
             return label
         if self.labels is None:
             raise InputError(f"label {label!r} is a name, but {self.name!r} has no label names; give a class number")
-        return _find_label(label, self.labels)
+        return _find_label(str(label), self.labels)
 
     def label_name(self, index: int) -> str:
         """The name of a class, or its number as text."""
@@ -124,6 +134,8 @@ class BaseVictim:
         return str(index)
 
     def _admit_labels(self, labels: Any, n: int) -> Tensor:
+        if n == 0 and len(labels) == 0:
+            return torch.zeros(0, dtype=torch.int64, device=self.device)
         if isinstance(labels, Sequence) and not isinstance(labels, str) and any(isinstance(v, str) for v in labels):
             labels = [self.label_index(v) for v in labels]
         y: Tensor = torch.as_tensor(labels, device=self.device)
@@ -199,10 +211,17 @@ class BlackBox(BaseVictim):
         Raises:
             VictimError: an answer of the wrong shape, type or length, or NaN.
         """
-        answer = torch.as_tensor(self.function(x))
         n = len(x)
+        try:
+            answer = torch.as_tensor(self.function(x))
+        except Exception as cause:
+            raise VictimError(
+                f"{self.name!r} raised {type(cause).__name__} when asked about {n} inputs: {cause}"
+            ) from cause
+        if bool(torch.isnan(answer).any()):
+            raise VictimError(f"{self.name!r} answered NaN to some of {n} inputs; labels or finite scores are needed")
         if self.access is Access.SCORES:
-            return Prediction.of(coerce_scores(answer, n, self.name).float())
+            return Prediction.of(as_pair(coerce_scores(answer, n, self.name).float()))
         if answer.shape != (n,) or answer.is_floating_point():
             raise VictimError(
                 f"{self.name!r} answered {answer.dtype} of shape {tuple(answer.shape)} to {n} inputs; "
