@@ -9,7 +9,6 @@ to `begin`; `steps` drops the samples that are decided from that state and from 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +19,7 @@ from torch import Tensor
 from sparring.core import events
 from sparring.core.batch import Batch, own, put, take
 from sparring.core.errors import CapabilityError, InputError
+from sparring.core.ledger import Ledger, select_fields
 from sparring.core.losses import Loss
 from sparring.core.network import Victim
 from sparring.core.oracle import Oracle
@@ -62,26 +62,6 @@ class Terms:
 
 class SearchOver(Exception):  # noqa: N818 (a signal, not an error)
     """Raised inside a search when every sample is decided, so that no backward pass is spent on them."""
-
-
-@dataclass
-class Ledger:
-    """What the run knows about all n samples of its batch, decided or not."""
-
-    found: Tensor
-    best: Batch
-    best_cost: Tensor
-    given_up: Tensor
-    forwards: Tensor
-    backwards: Tensor
-
-    @classmethod
-    def open(cls, x: Batch, device: torch.device) -> Ledger:
-        """A ledger with nothing found yet."""
-        n = len(x)
-        zeros = torch.zeros(n, dtype=torch.int64, device=device)
-        no = torch.zeros(n, dtype=torch.bool, device=device)
-        return cls(no, own(x), torch.full((n,), torch.inf, device=device), no.clone(), zeros, zeros.clone())
 
 
 class Run:
@@ -182,7 +162,7 @@ class Run:
             return
         self._keep_last(over.nonzero().squeeze(1))
         index = (~over).nonzero().squeeze(1)
-        _select_fields(self._state, index, len(self.rows))
+        select_fields(self._state, index, len(self.rows))
         self._activate(self.rows[index])
 
     def give_up(self, mask: Tensor) -> None:
@@ -367,8 +347,9 @@ class Run:
             (grad,) = torch.autograd.grad(value, leaf, retain_graph=retain_graph, allow_unused=True)
         if grad is None:
             raise CapabilityError(
-                f"no gradient reaches the input of {self.victim.name!r}: something in it detaches, rounds into "
-                "integers or leaves torch. Give the stage a surrogate (attack_view(bpda=True)), or attack by scores or labels"
+                f"no gradient reaches the input of {self.victim.name!r}: something in it detaches, rounds "
+                "into integers or leaves torch. Give the stage a surrogate (attack_view(bpda=True)), or attack by "
+                "scores or labels"
             )
         return grad
 
@@ -397,58 +378,17 @@ class Run:
 
     def _record(self, point: Batch, reached: Tensor, owner: Tensor, originals: Batch, space: Space) -> None:
         """Keep the first success of each sample, or the nearest where the smallest change is sought."""
-        ledger = self.ledger
         if not self.smallest:
-            reached = reached & ~ledger.found[owner]
+            reached = reached & ~self.ledger.found[owner]
         index = reached.nonzero().squeeze(1)
-        if not len(index):
-            return
-        cost = space.take(index).cost(take(originals, index), take(point, index)).to(ledger.best_cost.dtype)
-        better = cost < ledger.best_cost[owner[index]]
-        index, cost = index[better], cost[better]
-        if len(index) > 1 and bool((owner[index][1:] <= owner[index][:-1]).any()):  # several candidates of one sample
-            order = cost.argsort(stable=True) if self.smallest else torch.arange(len(index), device=index.device)
-            index, cost = index[order], cost[order]
-            order = owner[index].argsort(stable=True)
-            index, cost = index[order], cost[order]
-            first = torch.ones_like(index, dtype=torch.bool)
-            first[1:] = owner[index][1:] != owner[index][:-1]
-            index, cost = index[first], cost[first]
-        rows = owner[index]
-        put(ledger.best, rows, take(point, index))
-        ledger.best_cost[rows] = cost
-        ledger.found[rows] = True
+        if len(index):
+            candidates = take(point, index)
+            cost = space.take(index).cost(take(originals, index), candidates)
+            self.ledger.record(candidates, cost, owner[index], nearest=self.smallest)
 
     def _stop_if_over(self) -> None:
         if bool(self._decided().all()):
             raise SearchOver
-
-
-def _select_fields(state: Any, index: Tensor, m: int) -> None:
-    """Index-select every tensor of a state dataclass in place; nested dataclasses and lists as well."""
-    if state is None:
-        return
-    for f in dataclasses.fields(state):
-        value = getattr(state, f.name)
-        setattr(state, f.name, _select(value, index, m, f.name))
-
-
-def _select(value: Any, index: Tensor, m: int, name: str) -> Any:
-    if isinstance(value, Tensor):
-        if value.ndim == 0 or value.shape[0] != m:
-            raise InputError(
-                f"state field {name!r} has shape {tuple(value.shape)}; "
-                f"the leading dimension must be the {m} active samples"
-            )
-        return value[index]
-    if isinstance(value, list):  # of per-sample tensors, or one item per sample
-        tensors = any(isinstance(v, Tensor) for v in value)
-        return [_select(v, index, m, name) for v in value] if tensors or len(value) != m else take(value, index)
-    if isinstance(value, tuple):
-        return tuple(_select(v, index, m, name) for v in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        _select_fields(value, index, m)
-    return value
 
 
 def progress_to(attack: str, total: int, done: int) -> Callable[[int, int, int], None] | None:

@@ -1,0 +1,83 @@
+"""What a run writes down about its samples, and how an attack's own state shrinks with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.core.batch import Batch, own, put, take
+from sparring.core.errors import InputError
+
+
+@dataclass
+class Ledger:
+    """What the run knows about all n samples of its batch, decided or not."""
+
+    found: Tensor
+    best: Batch
+    best_cost: Tensor
+    given_up: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+    @classmethod
+    def open(cls, x: Batch, device: torch.device) -> Ledger:
+        """A ledger with nothing found yet."""
+        n = len(x)
+        zeros = torch.zeros(n, dtype=torch.int64, device=device)
+        no = torch.zeros(n, dtype=torch.bool, device=device)
+        return cls(no, own(x), torch.full((n,), torch.inf, device=device), no.clone(), zeros, zeros.clone())
+
+    def record(self, candidates: Batch, cost: Tensor, owner: Tensor, *, nearest: bool) -> None:
+        """Keep the successes among several candidates of any samples.
+
+        Args:
+            candidates: successes, one row each.
+            cost: what each costs, (m,).
+            owner: the sample each belongs to, int64 (m,).
+            nearest: of several candidates of one sample the nearest counts, else the first.
+        """
+        cost = cost.to(self.best_cost.dtype)
+        index = (cost < self.best_cost[owner]).nonzero().squeeze(1)
+        if len(index) > 1 and bool((owner[index][1:] <= owner[index][:-1]).any()):  # several of one sample
+            if nearest:
+                index = index[cost[index].argsort(stable=True)]
+            index = index[owner[index].argsort(stable=True)]
+            first = torch.ones_like(index, dtype=torch.bool)
+            first[1:] = owner[index][1:] != owner[index][:-1]
+            index = index[first]
+        rows = owner[index]
+        put(self.best, rows, take(candidates, index))
+        self.best_cost[rows] = cost[index]
+        self.found[rows] = True
+
+
+def select_fields(state: Any, index: Tensor, m: int) -> None:
+    """Index-select every tensor of a state dataclass in place; nested dataclasses and lists as well."""
+    if state is None:
+        return
+    for f in dataclasses.fields(state):
+        value = getattr(state, f.name)
+        setattr(state, f.name, _select(value, index, m, f.name))
+
+
+def _select(value: Any, index: Tensor, m: int, name: str) -> Any:
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or value.shape[0] != m:
+            raise InputError(
+                f"state field {name!r} has shape {tuple(value.shape)}; "
+                f"the leading dimension must be the {m} active samples"
+            )
+        return value[index]
+    if isinstance(value, list):  # of per-sample tensors, or one item per sample
+        tensors = any(isinstance(v, Tensor) for v in value)
+        return [_select(v, index, m, name) for v in value] if tensors or len(value) != m else take(value, index)
+    if isinstance(value, tuple):
+        return tuple(_select(v, index, m, name) for v in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        select_fields(value, index, m)
+    return value
