@@ -1,0 +1,1 @@
+"""Timings and strengths, beside the peers: `python -m benchmarks`."""

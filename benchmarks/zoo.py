@@ -1,0 +1,27 @@
+"""The real networks and data that the benchmarks run on: the assets folder's, through SPARRING_ASSETS."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+
+from sparring.data import assets_folder
+
+
+def load_zoo() -> ModuleType:
+    """The module `zoo.py` of the assets folder.
+
+    Raises:
+        SystemExit: no assets folder.
+    """
+    folder = assets_folder()
+    if folder is None or not (folder / "zoo.py").is_file():
+        raise SystemExit("The benchmarks run on public networks: set SPARRING_ASSETS to the assets folder.")
+    spec = importlib.util.spec_from_file_location("zoo", folder / "zoo.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{folder / 'zoo.py'} cannot be read.")
+    module = importlib.util.module_from_spec(spec)
+    sys.dont_write_bytecode = True
+    spec.loader.exec_module(module)
+    return module
