@@ -19,7 +19,10 @@ class Space(Protocol):
     `limit` is the largest legal cost per sample, float (n,) or a number, or None where the smallest change is sought.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What cards and messages call it."""
+        ...
 
     @property
     def limit(self) -> Tensor | float | None:

@@ -45,7 +45,10 @@ class Access(enum.IntEnum):
 class Goal(Protocol):
     """What counts as the attacker's success. `y` are the samples' true references."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What cards and messages call it."""
+        ...
 
     def achieved(self, output: Any, y: Any, slack: float = 0.0) -> Tensor:
         """Bool (n,): which outputs reach the goal, by more than `slack` (relative) where the output can tell by how
