@@ -130,7 +130,7 @@ class KeyedRandom:
     def uniform(
         self, shape: tuple[int, ...], stream: tuple[str | int, ...] | str | int, lo: float = 0.0, hi: float = 1.0
     ) -> Tensor:
-        """Uniform on [lo, hi): float32 (n, *shape)."""
+        """Uniform on [lo, hi): float32 (n, ...)."""
         words = self.words(math.prod(shape), stream)
         out = words.to(torch.float32)  # on [-2^31, 2^31]; rounding can reach the upper end, hence the clamp below it
         scale = (hi - lo) * 2.0**-32
@@ -138,7 +138,7 @@ class KeyedRandom:
         return out.reshape(-1, *shape)
 
     def normal(self, shape: tuple[int, ...], stream: tuple[str | int, ...] | str | int) -> Tensor:
-        """Standard normal by Box and Muller's transform: float32 (n, *shape)."""
+        """Standard normal by Box and Muller's transform: float32 (n, ...)."""
         count = math.prod(shape)
         half = (count + 1) // 2
         words = self.words(2 * half, stream)
@@ -149,7 +149,7 @@ class KeyedRandom:
         return out[:, :count].reshape(-1, *shape)
 
     def signs(self, shape: tuple[int, ...], stream: tuple[str | int, ...] | str | int) -> Tensor:
-        """Rademacher draws, -1 or 1 with equal chances: float32 (n, *shape). Thirty-two come from each word."""
+        """Rademacher draws, -1 or 1 with equal chances: float32 (n, ...). Thirty-two come from each word."""
         count = math.prod(shape)
         words = self.words((count + 31) // 32, stream)
         shifts = torch.arange(32, dtype=torch.int32, device=words.device)
@@ -157,7 +157,7 @@ class KeyedRandom:
         return bits.flatten(1)[:, :count].to(torch.float32).mul_(2).sub_(1).reshape(-1, *shape)
 
     def integers(self, shape: tuple[int, ...], stream: tuple[str | int, ...] | str | int, high: int | Tensor) -> Tensor:
-        """Whole numbers on [0, high): int64 (n, *shape); `high` is a number or one per sample (n,), below 2^31."""
+        """Whole numbers on [0, high): int64 (n, ...); `high` is a number or one per sample (n,), below 2^31."""
         words = self.words(math.prod(shape), stream).long() & 0xFFFFFFFF
         bound = high[:, None] if isinstance(high, Tensor) else high
         return ((words * bound) >> 32).reshape(-1, *shape)

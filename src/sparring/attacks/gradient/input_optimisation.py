@@ -42,7 +42,7 @@ class Canvas:
         spaces=("l2", "linf", "l1"),
         goals=("targeted",),
         minimal=True,
-        cost="steps x (forward + backward)",
+        cost="steps x (forward + backward) per restart",
         caveats="With weight 0 the result is noise that reads as the target. With a weight it looks like the input, "
         "but the change is not small: for small changes use an attack in a ball.",
         floor={"l2": 6.0, "linf": 1.0, "l1": 40.0},
@@ -50,13 +50,14 @@ class Canvas:
 )
 @dataclass(frozen=True, kw_only=True)
 class InputOptimisation(Attack):
-    """Gradient descent on C = 1/2 |y_goal - f(x)|^2 + weight * |x - x_look|^2, where the look is the attacked input.
+    """Gradient descent on ``1/2 ||y_goal - f(x)||^2 + weight * ||x - x_look||^2``, the look being the attacked input.
 
     Args:
         steps: gradient steps.
         step_size: the descent's rate.
         weight: of the look (lambda); 0 leaves the label alone.
         start: "noise" draws the first picture from N(.5, .3^2) of the bounds, "input" starts at the input itself.
+        restarts: independent starts; a quadratic cost behind a sigmoid is flat in many places.
         outputs: what f is: the victim's "scores" as they are, their "sigmoid", or their "softmax".
     """
 
@@ -64,6 +65,7 @@ class InputOptimisation(Attack):
     step_size: float = 1.0
     weight: float = 0.05
     start: str = "noise"
+    restarts: int = 1
     outputs: str = "softmax"
 
     def search(self, run: Run) -> None:

@@ -41,10 +41,10 @@ class Walk:
 )
 @dataclass(frozen=True, kw_only=True)
 class DeepFool(Attack):
-    """DeepFool: r = |f_k| / |w_k|_q^q' * w for the nearest class k, repeated until the label changes.
+    """DeepFool: project on the nearest hyperplane of the linearised victim, and repeat until the label changes.
 
-    With f_k = s_k - s_y and w_k its gradient, the nearest hyperplane is argmin |f_k| / |w_k|_q, where q is dual to
-    the norm.
+    With ``f_k = s_k - s_y`` and ``w_k`` its gradient, the nearest class k has the least ``|f_k| / ||w_k||`` in the dual
+    norm, and the step is that far along ``w_k`` (L2) or its signs (Linf).
 
     Args:
         steps: at most so many linearisations.
