@@ -138,8 +138,11 @@ class Ball:
         """A random point of each ball (uniform where the norm allows it), clamped to the bounds; (n, ...)."""
         raise NotImplementedError
 
-    def steepest(self, gradient: Tensor) -> Tensor:
-        """The direction of unit norm along which `gradient` rises fastest; zero where the gradient is zero."""
+    def steepest(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
+        """The direction of unit norm along which `gradient` rises fastest; zero where the gradient is zero.
+
+        `at`, (n, ...), is where the step starts: a sparse direction leaves out the elements that the bounds hold back.
+        """
         raise NotImplementedError
 
     def snap(self, x: Tensor, x_adv: Tensor) -> Tensor:
@@ -177,6 +180,13 @@ class Ball:
         lo, step = self._grid()
         k = (x - lo) / step
         return ((k - k.round()).abs() <= 1e-3).flatten(1).all(1)
+
+    def _free(self, gradient: Tensor, at: Tensor | None) -> Tensor:
+        """The gradient without the elements that already stand at the bound they would move to."""
+        if at is None or self.bounds is None:
+            return gradient
+        held = ((at >= self.bounds.hi) & (gradient > 0)) | ((at <= self.bounds.lo) & (gradient < 0))
+        return gradient.masked_fill(held, 0.0)
 
     def _clamp(self, x: Tensor) -> Tensor:
         return x if self.bounds is None else self.bounds.clamp(x)
@@ -217,7 +227,7 @@ class Linf(Ball):
         noise = rng.uniform(tuple(x.shape[1:]), stream, -1.0, 1.0).to(x.dtype)
         return self.project(x, x + noise * self._eps(x))
 
-    def steepest(self, gradient: Tensor) -> Tensor:
+    def steepest(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
         """The sign."""
         return gradient.sign()
 
@@ -257,7 +267,7 @@ class L2(Ball):
         radius = rng.uniform((1,), (*parts, "radius")).to(x.dtype).pow(1.0 / max(1, math.prod(x.shape[1:]))).squeeze(1)
         return self._clamp(x + self.steepest(noise) * per_sample(radius, x) * self._eps(x))
 
-    def steepest(self, gradient: Tensor) -> Tensor:
+    def steepest(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
         """The gradient over its norm."""
         # gradients of 1e-30 are still directions: scale by the largest element before squaring
         flat = gradient.flatten(1)
@@ -307,12 +317,12 @@ class L1(Ball):
         delta = share * rng.signs((d,), (*parts, "sign")).to(x.dtype)
         return self._clamp(x + delta.reshape(x.shape) * self._eps(x))
 
-    def steepest(self, gradient: Tensor, sparsity: float = 0.01) -> Tensor:
+    def steepest(self, gradient: Tensor, at: Tensor | None = None, sparsity: float = 0.01) -> Tensor:
         """The signs of the largest elements, a share `sparsity` of them, at unit norm (SLIDE, Tramer and Boneh 2019).
 
         A single element is steepest by the letter; it would fill one pixel a step, so a small share moves together.
         """
-        flat = gradient.flatten(1)
+        flat = self._free(gradient, at).flatten(1)
         k = max(1, round(sparsity * flat.shape[1]))
         index = flat.abs().topk(k, dim=1).indices
         signs = flat.gather(1, index).sign()
@@ -389,9 +399,9 @@ class L0(Ball):
         eps = self._eps(x) if self.eps is not None else float(math.prod(where_shape))
         return torch.where(order < eps, value, x)
 
-    def steepest(self, gradient: Tensor) -> Tensor:
+    def steepest(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
         """The sign of the largest element alone."""
-        flat = gradient.flatten(1)
+        flat = self._free(gradient, at).flatten(1)
         index = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, index, flat.gather(1, index).sign()).reshape(gradient.shape)
 

@@ -39,6 +39,8 @@ class Direction(Protocol):
 
 # How a gradient is had near x, (m, ...), at step t: plain, through input transforms, averaged over neighbours.
 Slope = Callable[[Run, Tensor, Loss, int], Gradient]
+# How a climb has its gradient, from its state: at its point, one momentum step ahead of it, corrected by an earlier one.
+Look = Callable[[Run, Climber, Loss, int], Gradient]
 
 
 def plain(grad: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -74,28 +76,28 @@ def step_length(run: Run, step_size: float | None, relative: float) -> Tensor | 
 
 
 def gradient_through(
-    run: Run, x: Tensor, loss: Loss, through: Callable[[Tensor], Tensor], untouched: Tensor | None = None
+    run: Run, x: Tensor, loss: Loss, through: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 ) -> Gradient:
-    """The loss of the victim at through(x), and its gradient with respect to x.
+    """The loss of the victim at a transformed input, and its gradient with respect to x.
 
-    What the victim answers there is no answer at x: it ends no sample and counts as no success. Only where `untouched`,
-    bool (m,), says that through(x) is x itself does it count as usual.
+    What the victim answers there is no answer at x: it ends no sample and counts as no success, except for the samples
+    that the transform left untouched.
 
     Args:
         run: the samples in play.
-        x: (m, ...); where `untouched` is true, inside the space.
+        x: (m, ...), inside the space where samples may be left untouched.
         loss: what to raise.
-        through: a differentiable map to the inputs that the victim sees; it may change their shape.
-        untouched: which samples it leaves as they are; None for none of them.
+        through: a differentiable map from x to what the victim sees, which may have another shape, and which samples it
+            left untouched, bool (m,), or None for none of them.
     """
     aside = copy.copy(run)  # the ledger is shared: forwards and backwards are counted as ever
     aside._blind = True
     if getattr(run.space, "lattice", None) is not None:
-        x = run.space.snap(run.x, x) if untouched is not None else x
         aside.space = dataclasses.replace(run.space, lattice=None)
+        x = run.space.snap(run.x, x)
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        seen = through(leaf)
+        seen, untouched = through(leaf)
     value, grad, scores = aside.gradient(seen.detach(), loss)
     run._calls = aside._calls
     if seen is not leaf:
@@ -106,6 +108,11 @@ def gradient_through(
     return Gradient(value, grad, scores)
 
 
+def off_limits(leaf: Tensor) -> tuple[Tensor, Tensor | None]:
+    """For `gradient_through`: the point as it is, of which no sample may be claimed, since it may lie outside the space."""
+    return leaf, None
+
+
 def climb(
     run: Run,
     *,
@@ -114,7 +121,7 @@ def climb(
     start: Tensor,
     step: Callable[[Run, int], Tensor | float],
     direction: Direction = plain,
-    gradient: Callable[[Run, Climber, Loss, int], Gradient] | None = None,
+    gradient: Look | None = None,
 ) -> None:
     """Climb the loss inside the space: x <- P(x + a * steepest(d)), where d comes from the gradients seen so far.
 
@@ -131,4 +138,4 @@ def climb(
     for t in run.steps(steps):
         g = run.gradient(s.x, loss) if gradient is None else gradient(run, s, loss, t)
         d, s.memory = direction(g.grad, s.memory)
-        s.x = run.space.project(run.x, s.x + step(run, t) * run.space.steepest(d))
+        s.x = run.space.project(run.x, s.x + step(run, t) * run.space.steepest(d, s.x))

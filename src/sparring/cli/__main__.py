@@ -1,0 +1,9 @@
+"""`python -m sparring.cli`: the same as the command `sparring`."""
+
+from __future__ import annotations
+
+import sys
+
+from sparring.cli import main
+
+sys.exit(main())
