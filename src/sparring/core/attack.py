@@ -107,6 +107,36 @@ class Attack:
         params = {k: v if isinstance(v, (int, float, str, bool, type(None))) else repr(v) for k, v in params.items()}
         return replace(result, seconds=time.perf_counter() - started, params=params).to(home)
 
+    def craft(
+        self,
+        victim: BaseVictim,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel | Space,
+        *,
+        goal: Goal | int | Tensor | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """The last point of a search from every sample, (n, ...), for adversarial training: every step counts there.
+
+        One batch in eval mode, no sample ends early, and neither a clean pass nor a re-check is spent: nothing says
+        what succeeded. Samples whose true label is the target come back as they are. Inputs must be inside the bounds.
+        """
+        threat = ThreatModel.resolve(threat, goal)
+        access = self._agree(victim, threat)
+        index = threat.goal.applicable(y).nonzero().squeeze(1).to(y.device)
+        crafted = own(x)
+        with contextlib.ExitStack() as rest:
+            for model in (victim, *threat.knowledge.surrogates):
+                rest.enter_context(model.at_rest())
+            part = _threat_for(replace(threat, space=threat.space.bound(x, victim.bounds)), index)
+            terms = Terms(access, self.card.minimal, early_stop=False, batch_size=max(1, len(index)))
+            view = self._view(victim, part, access)
+            run = Run(victim, view, x[index], y[index], part, KeyedRandom(seed, content_ids(x[index])), terms)
+            self._search(run)
+        crafted[index] = run.last
+        return crafted
+
     def _agree(self, victim: BaseVictim, threat: ThreatModel) -> Access:
         """The access of this run, after holding the card, the threat model and the victim against each other."""
         card = self.card

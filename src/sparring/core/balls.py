@@ -355,7 +355,7 @@ def _soft_threshold(size: Tensor, cap: Tensor, eps: Tensor) -> Tensor:
     return torch.where(start <= target, torch.zeros_like(out), out).squeeze(1).to(size.dtype)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class L0(Ball):
     """At most eps elements change; with `pixels=True`, at most eps positions of an (n, c, h, w) batch, whatever the
     channels.

@@ -1,0 +1,112 @@
+"""What attacks by labels share: asking whether points are adversarial, first adversarial points, binary searches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparring.core.balls import per_sample
+from sparring.core.errors import ThreatError
+from sparring.core.runner import Run
+
+# A line search halves at most so often: float32 cannot tell the points apart after that.
+HALVINGS = 25
+
+
+def crosses(run: Run, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Whether each point reaches its sample's goal, and whether the question was granted; both bool.
+
+    Args:
+        run: the samples in play.
+        x: (j, ...) points.
+        rows: the active sample of each point, int64 (j,); None for one each, in order.
+    """
+    answer, granted = run.ask(x, rows)
+    mine = rows if rows is not None else torch.arange(len(x), device=x.device)
+    hit = run.goal.take(mine).achieved(answer, run.y[mine]) & granted
+    return hit, granted
+
+
+def first_points(run: Run, tries: int) -> tuple[Tensor, Tensor]:
+    """An adversarial point for each sample, however far: (points (m, ...), found bool (m,)).
+
+    The threat's starting points come first; then inputs of the attacker's own data, in an order of each sample's own;
+    then uniform draws of the bounds.
+    """
+    x = run.x.clone()
+    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    known = run.threat.knowledge.starts
+    if isinstance(known, Tensor):
+        point = known[run.rows.to(known.device)].to(x)
+        hit, _ = crosses(run, point)
+        x, found = torch.where(per_sample(hit, x), point, x), found | hit
+    data = run.threat.knowledge.data
+    order = None
+    if data is not None and isinstance(data[0], Tensor) and len(data[0]):
+        pool = data[0].to(x)
+        order = run.rng.permutation(len(pool), "data")
+    for t in range(tries):
+        rows = (~found).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        if order is not None and t < order.shape[1]:
+            point = pool[order[rows, t]]
+        else:
+            point = _anywhere(run, t)[rows]
+        hit, granted = crosses(run, point, rows)
+        won = rows[hit]
+        x[won], found[won] = point[hit], True
+        if not bool(granted.any()):
+            break
+    return x, found
+
+
+def _anywhere(run: Run, t: int) -> Tensor:
+    if run.space.bounds is None:
+        raise ThreatError(
+            "a first adversarial point is drawn from the victim's bounds, which it does not declare; give "
+            "Knowledge(starts=...) or Knowledge(data=...)"
+        )
+    lo, hi = run.space.bounds.lo, run.space.bounds.hi
+    draw = run.rng.uniform(tuple(run.x.shape[1:]), ("first point", run.restart, t)).to(run.x.dtype)
+    return lo + (hi - lo) * draw  # type: ignore[no-any-return]
+
+
+def between(run: Run, near: Tensor, far: Tensor, share: Tensor) -> Tensor:
+    """The point `share`, (m,), of the way from near to far: on the segment, or in Linf the far point clipped to a cube.
+
+    In Linf the cube around `near` has the radius share * |far - near|: the projection that HopSkipJump and its kin use.
+    """
+    s = per_sample(share, near)
+    if run.space.name == "linf":
+        reach = s * per_sample((far - near).flatten(1).abs().amax(1), near)
+        return torch.minimum(torch.maximum(far, near - reach), near + reach)
+    return near + s * (far - near)
+
+
+def to_boundary(run: Run, far: Tensor, tolerance: Tensor, active: Tensor | None = None) -> Tensor:
+    """The adversarial point of the way from each original to `far` that is nearest to the original, by halving.
+
+    Args:
+        run: the samples in play.
+        far: (m, ...), adversarial.
+        tolerance: (m,), the share of the way at which a sample's halving ends.
+        active: bool (m,); the others keep `far`.
+
+    Returns:
+        (m, ...), adversarial wherever `far` is.
+    """
+    lo = torch.zeros(len(far), device=far.device)
+    hi = torch.ones_like(lo)
+    going = torch.ones_like(lo, dtype=torch.bool) if active is None else active.clone()
+    for _ in range(HALVINGS):
+        going = going & (hi - lo > tolerance)
+        rows = going.nonzero().squeeze(1)
+        if not len(rows):
+            break
+        middle = (lo + hi) / 2
+        hit, granted = crosses(run, between(run, run.x, far, middle)[rows], rows)
+        hi[rows[hit]] = middle[rows[hit]]
+        lo[rows[~hit & granted]] = middle[rows[~hit & granted]]
+        going[rows[~granted]] = False
+    return torch.where(per_sample(hi < 1, far), between(run, run.x, far, hi), far)

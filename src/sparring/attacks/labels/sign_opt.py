@@ -1,0 +1,169 @@
+"""Sign-OPT: minimise the distance to the boundary over directions, with gradient signs that cost one label each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparring.attacks.labels.parts import HALVINGS, crosses, first_points
+from sparring.core.attack import Attack
+from sparring.core.balls import per_sample
+from sparring.core.registry import Card, attack
+from sparring.core.runner import Run
+from sparring.core.threat import Access
+
+
+@dataclass
+class Heading:
+    """The adversarial point, its unit direction, the boundary's distance along it, and the step size, per sample."""
+
+    x: Tensor
+    direction: Tensor
+    radius: Tensor
+    rate: Tensor
+
+
+@attack(
+    Card(
+        name="sign-opt",
+        title="Sign-OPT: descend the boundary's distance by signs",
+        paper="Cheng, Singh, Chen, Chen, Liu and Hsieh 2020, Sign-OPT: A Query-Efficient Hard-label Adversarial "
+        "Attack, arXiv:1909.10773",
+        access=Access.LABELS,
+        spaces=("l2",),
+        minimal=True,
+        cost="draws + about 20 queries a step",
+        caveats="Targeted, it needs a start of the target's class.",
+        floor={"l2": 1.5},
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class SignOPT(Attack):
+    """g(v) is the distance to the boundary along v; its derivative along u has the sign that one label at g(v) tells.
+
+    Args:
+        steps: descent steps.
+        draws: signs per gradient.
+        smoothing: the step at which a sign is taken.
+        rate: the first step size of the descent; it doubles while that helps and halves where it does not.
+        tries: starting directions; the nearest boundary is taken.
+    """
+
+    steps: int = 200
+    draws: int = 50
+    smoothing: float = 0.01
+    rate: float = 0.2
+    tries: int = 20
+
+    def search(self, run: Run) -> None:
+        """Choose a direction, descend."""
+        start, found = first_points(run, self.tries)
+        run.give_up(~found)
+        direction, radius = _polar(run, start)
+        level = torch.full_like(radius, self.rate)
+        s = run.begin(Heading(start, direction, radius, level))
+        self._measure(run, s, s.direction, s.radius, torch.ones_like(found))
+        for t in run.steps(self.steps):
+            gradient = self._gradient(run, s, t)
+            self._descend(run, s, gradient)
+
+    def _gradient(self, run: Run, s: Heading, t: int) -> Tensor:
+        """The mean of the directions, each with the sign of g's change along it, (m, ...)."""
+        shape, m = tuple(run.x.shape[1:]), len(s.x)
+        total = torch.zeros_like(s.x)
+        chunk = max(1, 2**18 // max(1, math.prod(shape)))
+        for number, begin in enumerate(range(0, self.draws, chunk)):
+            size = min(chunk, self.draws - begin)
+            u = run.rng.normal((size, *shape), ("sign", t, number)).to(s.x.dtype)
+            u = u / u.flatten(2).norm(dim=2).clamp(min=1e-12).reshape(m, size, *[1] * len(shape))
+            turned = s.direction[:, None] + self.smoothing * u
+            turned = turned / turned.flatten(2).norm(dim=2).reshape(m, size, *[1] * len(shape))
+            points = (run.x[:, None] + per_sample(s.radius, u) * turned).flatten(0, 1)
+            rows = torch.arange(m, device=s.x.device).repeat_interleave(size)
+            hit, granted = crosses(run, _boxed(run, points), rows)
+            sign = torch.where(hit, -1.0, 1.0) * granted  # still adversarial at g(v): the boundary came nearer
+            total += (u * sign.reshape(m, size, *[1] * len(shape))).sum(1)
+        return total / self.draws
+
+    def _descend(self, run: Run, s: Heading, gradient: Tensor) -> None:
+        """One line search along -gradient: the step doubles while g falls, else halves until it does."""
+        best_direction, best_radius = s.direction, s.radius
+        size, grow = s.rate.clone(), torch.ones_like(s.rate, dtype=torch.bool)
+        going = torch.ones_like(grow)
+        better = torch.zeros_like(grow)
+        for _ in range(8):
+            turned = _unit(s.direction - per_sample(size, s.x) * gradient)
+            closer = self._closer(run, turned, best_radius, going)
+            best_direction = torch.where(per_sample(closer, s.x), turned, best_direction)
+            radius = self._halve(run, turned, best_radius, closer)
+            best_radius = torch.where(closer, radius, best_radius)
+            s.rate = torch.where(closer, size, s.rate)
+            # the first try decides whether this sample's step grows or shrinks
+            grow = torch.where(better | closer, grow & closer, torch.zeros_like(grow))
+            going = going & torch.where(better, closer & grow, ~closer | grow)
+            better = better | closer
+            size = torch.where(grow, size * 2, size / 2)
+            if not bool(going.any()):
+                break
+        s.rate = torch.where(better, s.rate, (s.rate / 4).clamp(min=1e-4))
+        self._measure(run, s, best_direction, best_radius, better)
+
+    @staticmethod
+    def _closer(run: Run, direction: Tensor, radius: Tensor, active: Tensor) -> Tensor:
+        """Bool (m,): whether the boundary along `direction` lies within a little less than `radius`."""
+        rows = active.nonzero().squeeze(1)
+        out = torch.zeros_like(active)
+        if len(rows):
+            points = _boxed(run, run.x + per_sample(radius * 0.999, direction) * direction)
+            out[rows], _ = crosses(run, points[rows], rows)
+        return out
+
+    @staticmethod
+    def _halve(run: Run, direction: Tensor, radius: Tensor, active: Tensor) -> Tensor:
+        """The boundary's distance along `direction`, at most `radius`, by halving to 2e-5 of it.
+
+        A descent shortens by a few per cent at a time, so a point a little nearer is asked first.
+        """
+        lo, hi = torch.zeros_like(radius), radius.clone()
+        going = active.clone()
+        for share in (0.97, 0.8):
+            rows = (going & (lo == 0)).nonzero().squeeze(1)
+            if len(rows):
+                near = share * radius
+                hit, told = crosses(run, _boxed(run, run.x + per_sample(near, direction) * direction)[rows], rows)
+                hi[rows[hit]] = near[rows[hit]]
+                lo[rows[~hit & told]] = near[rows[~hit & told]]
+        for _ in range(HALVINGS):
+            going = going & (hi - lo > 2e-5 * radius)
+            rows = going.nonzero().squeeze(1)
+            if not len(rows):
+                break
+            middle = (lo + hi) / 2
+            hit, told = crosses(run, _boxed(run, run.x + per_sample(middle, direction) * direction)[rows], rows)
+            hi[rows[hit]] = middle[rows[hit]]
+            lo[rows[~hit & told]] = middle[rows[~hit & told]]
+            going[rows[~told]] = False
+        return hi
+
+    def _measure(self, run: Run, s: Heading, direction: Tensor, radius: Tensor, changed: Tensor) -> None:
+        """Take over a direction for the samples where it changed, with the boundary's distance along it."""
+        radius = torch.where(changed, self._halve(run, direction, radius, changed), radius)
+        s.direction, s.radius = direction, radius
+        s.x = torch.where(per_sample(changed, s.x), _boxed(run, run.x + per_sample(radius, direction) * direction), s.x)
+
+
+def _boxed(run: Run, points: Tensor) -> Tensor:
+    return points if run.space.bounds is None else run.space.bounds.clamp(points)
+
+
+def _unit(v: Tensor) -> Tensor:
+    return v / per_sample(v.flatten(1).norm(dim=1), v).clamp(min=1e-12)
+
+
+def _polar(run: Run, point: Tensor) -> tuple[Tensor, Tensor]:
+    """The unit direction from each original to a point, and the distance."""
+    delta = point - run.x
+    return _unit(delta), delta.flatten(1).norm(dim=1)
