@@ -87,7 +87,7 @@ class Attack:
         with contextlib.ExitStack() as rest:
             for model in (victim, *threat.knowledge.surrogates):
                 rest.enter_context(model.at_rest())
-            if own_labels and len(y):
+            if own_labels and len(x):
                 y = query_in_batches(victim, x, size).labels
             space = threat.space.bound(x, victim.bounds)
             if isinstance(threat.goal, Targeted):
@@ -161,7 +161,7 @@ class Attack:
             raise ThreatError(f"{card.name} is {' and '.join(card.goals)} only; the goal is {threat.goal.name}")
         if threat.space.limit is None and not card.minimal:
             raise ThreatError(
-                f"{card.name} needs a limit, for example sparring.Linf(8 / 255); {threat.space!r} has none. "
+                f"{card.name} needs a limit and {threat.space!r} has none: give its space one, as in sparring.Linf(8 / 255). "
                 "Attacks that seek the smallest change: `sparring attacks --minimal`"
             )
         return access

@@ -99,7 +99,9 @@ class Run:
         self._blind = terms.access is Access.NOTHING
         self.oracle: Oracle | None = None
         if Access.LABELS <= terms.access <= Access.SCORES:
-            self.oracle = Oracle(victim, terms.access, len(x), budget=threat.queries, batch_size=terms.batch_size)
+            # many candidates of one sample share a forward, however few samples are attacked at once
+            size = max(256, terms.batch_size)
+            self.oracle = Oracle(victim, terms.access, len(x), budget=threat.queries, batch_size=size)
         self.whole = (x, y, threat, rng)
         self.ledger = Ledger.open(x, y.device)
         self._state: Any = None

@@ -45,7 +45,7 @@ class Canvas:
         cost="steps x (forward + backward) per restart",
         caveats="With weight 0 the result is noise that reads as the target. With a weight it looks like the input, "
         "but the change is not small: for small changes use an attack in a ball.",
-        floor={"l2": 6.0, "linf": 1.0, "l1": 40.0},
+        floor={"l2": 0.5, "linf": 0.25, "l1": 2.0},
     )
 )
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ class Hop:
         minimal=True,
         cost="about 25 queries for each way back to the boundary and draws * sqrt(t) for each normal",
         caveats="Targeted, it needs a start of the target's class: Knowledge(starts=...) or Knowledge(data=...).",
-        floor={"l2": 1.5, "linf": 0.4},
+        floor={"l2": 0.42, "linf": 0.11},
         aliases=("hsj",),
     )
 )

@@ -67,10 +67,11 @@ _SPACES = ("l2", "linf", "l1", "l0")
         paper="Rauber, Brendel and Bethge 2017, Foolbox, arXiv:1707.04131",
         access=Access.LABELS,
         spaces=_SPACES,
+        goals=("untargeted",),
         minimal=True,
         cost=_COST + " per try",
         caveats="A corruption, not an adversary: it says how the victim bears noise.",
-        floor={"l2": 4.0, "linf": 1.0, "l1": 25.0, "l0": 36.0},
+        floor={"l2": 2.9, "linf": 1.0, "l1": 11.0, "l0": 24.0},
     )
 )
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +108,11 @@ class SaltAndPepper(Attack):
         paper="Rauber, Brendel and Bethge 2017, Foolbox, arXiv:1707.04131",
         access=Access.LABELS,
         spaces=("l2", "linf", "l1"),
+        goals=("untargeted",),
         minimal=True,
         cost=_COST,
         caveats="A corruption, not an adversary. Many victims read a picture down to the last trace of contrast.",
-        floor={"l2": 4.0, "linf": 1.0, "l1": 25.0},
+        floor={"l2": 1.4, "linf": 0.45, "l1": 8.0},
     )
 )
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,7 @@ class Contrast(Attack):
         paper="Rauber, Brendel and Bethge 2017, Foolbox, arXiv:1707.04131",
         access=Access.LABELS,
         spaces=("l2", "linf", "l1"),
+        goals=("untargeted",),
         minimal=True,
         cost=_COST,
         domains=("image",),

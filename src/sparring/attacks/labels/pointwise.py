@@ -37,7 +37,7 @@ class Cleaning:
         minimal=True,
         cost="about one query for each changed element and sweep",
         caveats="A local optimum of the start it is given. Better starts: Knowledge(starts=...) from another attack.",
-        floor={"l0": 20.0, "l1": 12.0, "l2": 4.0},
+        floor={"l0": 7.0, "l1": 1.4, "l2": 0.7},
     )
 )
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class Ray:
         minimal=True,
         cost="1 query for a flip that does not help, about 10 for one that does",
         caveats="The direction has equal signs over blocks: a boundary seen only through fine texture is found late.",
-        floor={"linf": 0.4},
+        floor={"linf": 0.1},
     )
 )
 @dataclass(frozen=True, kw_only=True)

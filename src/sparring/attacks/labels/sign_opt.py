@@ -37,7 +37,7 @@ class Heading:
         minimal=True,
         cost="draws + about 20 queries a step",
         caveats="Targeted, it needs a start of the target's class.",
-        floor={"l2": 1.5},
+        floor={"l2": 0.42},
     )
 )
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class Walk:
         cost="per step 1-2 forwards and one backward per class considered; usually 2 to 5 steps",
         caveats="It stops at the first success, which overrates the distance of robust victims by a fifth and more; "
         "DDN and FMN go on. Victims whose gradients vanish defeat it entirely.",
-        floor={"l2": 1.5, "linf": 0.3},
+        floor={"l2": 0.65, "linf": 0.16},
     )
 )
 @dataclass(frozen=True, kw_only=True)
