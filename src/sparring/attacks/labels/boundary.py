@@ -37,7 +37,7 @@ class Walker:
         cost="2 queries a step",
         caveats="Needs thousands of steps where HopSkipJump needs hundreds of queries; a yardstick more than a tool. "
         "Targeted, it needs a start of the target's class.",
-        floor={"l2": 1.2},
+        floor={"l2": 0.45},
     )
 )
 @dataclass(frozen=True, kw_only=True)
