@@ -177,6 +177,10 @@ class Attack:
         tell: Callable[[int, int, int], None] | None,
     ) -> AttackResult:
         n = len(y)
+        if (
+            victim.traits.stochastic
+        ):  # a foreign random victim draws from the global source, which is forked and seeded here
+            torch.manual_seed(rng.number("victim"))  # noqa: TID251
         clean = victim.query(x, rng.fork("clean") if victim.traits.stochastic else None) if n else _no_answers(y.device)
         outcome = _first_outcomes(clean, y, threat.goal)
         tried = outcome == Outcome.SURVIVED

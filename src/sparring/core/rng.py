@@ -103,6 +103,10 @@ class KeyedRandom:
         """The same source for the samples at `index`."""
         return KeyedRandom(self.seed, self.ids[index])
 
+    def number(self, stream: tuple[str | int, ...] | str | int) -> int:
+        """One number for all the samples together, for sources that take a single seed; it changes with the batch."""
+        return int(self._keys(stream).sum()) & 0x7FFFFFFFFFFFFFFF
+
     def fork(self, stream: tuple[str | int, ...] | str | int) -> KeyedRandom:
         """An independent source per stream, for code that names streams of its own."""
         return KeyedRandom(self.seed, self._keys(stream))

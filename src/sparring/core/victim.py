@@ -213,10 +213,17 @@ class BlackBox(BaseVictim):
         """
         n = len(x)
         try:
-            answer = torch.as_tensor(self.function(x))
+            told = self.function(x)
         except Exception as cause:
             raise VictimError(
                 f"{self.name!r} raised {type(cause).__name__} when asked about {n} inputs: {cause}"
+            ) from cause
+        try:
+            answer = torch.as_tensor(told)
+        except (TypeError, ValueError, RuntimeError) as cause:
+            raise VictimError(
+                f"{self.name!r} answered a {type(told).__name__} that holds no numbers; whole-number labels ({n},) are "
+                f"needed, or scores ({n}, k) with scores=True"
             ) from cause
         if bool(torch.isnan(answer).any()):
             raise VictimError(f"{self.name!r} answered NaN to some of {n} inputs; labels or finite scores are needed")
