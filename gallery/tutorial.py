@@ -20,20 +20,20 @@ import sparring as sp
 from sparring.attacks import DeepFool, GaussianNoise, Negative, UniformNoise
 from sparring.core.attack import Attack
 from sparring.data import assets_folder
-from sparring.images import IMAGENET, Preprocess
-from sparring.victims import preprocess_of
+from sparring.see import Viewer
 
 
-def from_assets(folder: Path) -> tuple[Path, sp.Victim, Preprocess]:
+def from_assets(folder: Path) -> tuple[Path, sp.Victim]:
     """The assets' photo and MobileNet."""
     sys.path.insert(0, str(folder))
     sys.dont_write_bytecode = True
     import zoo
 
     names = (folder / "data" / "imagenet_classes.txt").read_text().splitlines()
-    victim = sp.Victim(zoo.load("imagenet_mobilenet_v1_025"), labels=names, name="mobilenet_v1_025")
+    net = zoo.load("imagenet_mobilenet_v1_025")
+    victim = sp.load(net, labels=names, name="imagenet_mobilenet_v1_025", size=224, resize=256)
     photos = sorted((folder / "data" / "imagenet_samples").glob("*.jpg"))
-    return next(p for p in photos if p.name.startswith("030")), victim, IMAGENET
+    return next(p for p in photos if p.name.startswith("030")), victim
 
 
 def walk(target: int | str, victim: sp.Victim) -> list[tuple[str, Attack, object, object]]:
@@ -64,14 +64,15 @@ def main() -> None:
     if given.photo is None and folder is None:
         raise SystemExit("Name a photo and a --model, or set SPARRING_ASSETS to the assets folder.")
     if given.model is None and folder is not None:
-        photo, victim, preprocess = from_assets(folder)
+        photo, victim = from_assets(folder)
     else:
-        victim = sp.load(given.model or "resnet18")
-        photo, preprocess = given.photo, preprocess_of(victim)
-    x = preprocess.apply(given.photo or photo)[None]
+        photo, victim = given.photo, sp.load(given.model or "resnet18")
+    photo = given.photo or photo
+    viewer = Viewer.of(victim)
+    x = viewer.raw(viewer.pixels(photo))
     clean = victim.query(x)
     y = clean.labels
-    print(f"{given.photo or Path(photo).name}: {victim.label_name(int(y))} ({float(clean.confidence):.1%})")
+    print(f"{Path(photo).name}: {victim.label_name(int(y))} ({float(clean.confidence):.1%})")
 
     shown: list[tuple[str, Tensor]] = [(f"original\n{victim.label_name(int(y))} ({float(clean.confidence):.0%})", x[0])]
     for title, attack, space, goal in walk(given.target, victim):
