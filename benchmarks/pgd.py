@@ -39,8 +39,10 @@ def floor(rounds: int) -> str:
             result = timed[key].value
             share = float(result.backwards.sum()) / (STEPS * n)
             rows.append(
-                [name, f"{n}", f"{eps:.4g}", told, f"{result.robust_accuracy:.1%}", f"{share:.2f}"]
-                + [spread(timed[key].ratio(timed["bare"]))]
+                [
+                    *(name, f"{n}", f"{eps:.4g}", told, f"{result.robust_accuracy:.1%}", f"{share:.2f}"),
+                    spread(timed[key].ratio(timed["bare"])),
+                ]
             )
     return "PGD-40 over bare forward + input gradient, Linf\n\n" + table(
         ["victim", "n", "eps", "mode", "robust", "gradient steps taken", "time / bare"], rows

@@ -134,7 +134,7 @@ class Attack:
             view = self._view(victim, part, access)
             run = Run(victim, view, x[index], y[index], part, KeyedRandom(seed, content_ids(x[index])), terms)
             self._search(run)
-        crafted[index] = run.last
+        put(crafted, index, run.last)
         return crafted
 
     def _agree(self, victim: BaseVictim, threat: ThreatModel) -> Access:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from sparring.core.balls import per_sample
 from sparring.core.losses import Loss
-from sparring.core.outputs import Prediction
 from sparring.core.runner import CLAIM_SLACK, Gradient, Run
 
 
@@ -103,8 +102,9 @@ def gradient_through(
     if seen is not leaf:
         (grad,) = torch.autograd.grad(seen, leaf, grad)
     if untouched is not None and not run._blind:
-        reached = run.goal.achieved(Prediction.of(scores), run.y, CLAIM_SLACK) & untouched
-        run._record(leaf.detach(), reached, run.rows, run.x, run.space)
+        point = leaf.detach()
+        reached = run.goal.achieved(run._output(run._gradients(), point, scores), run.y, CLAIM_SLACK) & untouched
+        run._record(point, reached, run.rows, run.x, run.space)
     return Gradient(value, grad, scores)
 
 

@@ -1,0 +1,152 @@
+"""GenAttack: a genetic algorithm over changes inside a Linf ball."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparring.attacks.query.parts import as_pictures, ask_several, bar, budget, clamp, positive
+from sparring.core.attack import Attack
+from sparring.core.balls import per_sample
+from sparring.core.errors import InputError
+from sparring.core.losses import get_loss
+from sparring.core.registry import Card, attack
+from sparring.core.runner import Run
+from sparring.core.threat import Access
+
+# Generations without a better elite that count as a plateau.
+PATIENCE = 100
+
+
+@dataclass
+class Herd:
+    """The population of each sample.
+
+    Attributes:
+        x: the elite as an input, (m, ...).
+        members: changes as shares of eps, (m, population, d), the elite first.
+        fitness: (m, population).
+        best: the elite's fitness when it last rose, (m,).
+        idle: generations since then, int64 (m,).
+        plateaus: how often that reached the patience, int64 (m,).
+    """
+
+    x: Tensor
+    members: Tensor
+    fitness: Tensor
+    best: Tensor
+    idle: Tensor
+    plateaus: Tensor
+
+
+@attack(
+    Card(
+        name="genattack",
+        title="GenAttack: a genetic algorithm in the Linf ball",
+        paper="Alzantot, Sharma, Chakraborty, Zhang, Hsieh and Srivastava 2019, GenAttack: Practical Black-box Attacks "
+        "with Gradient-Free Optimization, arXiv:1805.11090",
+        access=Access.SCORES,
+        spaces=("linf",),
+        cost="`population` queries, then population - 1 a generation",
+        caveats="Thousands of queries; on large pictures it needs `side`. Square does the same with a tenth of them.",
+        floor={"linf": 0.7},
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class GenAttack(Attack):
+    """GenAttack: the elite stays; children cross two parents, drawn by fitness, element by element, and mutate.
+
+    An element mutates with probability rho by a uniform draw of at most alpha eps. Both fall with the number of plateaus
+    p as the paper's parameter-free variant has it: rho = max(.1, .5 * .9^p), alpha = max(.15, .4 * .9^p).
+
+    Args:
+        queries: queries per sample where the threat model names no number.
+        population: members.
+        mutation: rho; None lets it fall with the plateaus.
+        reach: alpha; None lets it fall with the plateaus.
+        side: evolve a picture of this side, spread bilinearly over the input; None evolves every element.
+        loss: the fitness; the margin compares the target with its best rival.
+    """
+
+    queries: int = 10_000
+    population: int = 6
+    mutation: float | None = None
+    reach: float | None = None
+    side: int | None = None
+    loss: str = "margin"
+
+    def search(self, run: Run) -> None:
+        """Ask about one generation after another."""
+        positive(mutation=1.0 if self.mutation is None else self.mutation, reach=1.0 if self.reach is None else self.reach)
+        if self.population < 2:
+            raise InputError(f"population is {self.population}; an elite and at least one child are needed")
+        count, loss = budget(run, self.queries), get_loss(self.loss)
+        m, size = len(run.x), self.population
+        shape = self._shape(run)
+        first = run.rng.uniform((size, *shape), "first", -1.0, 1.0).to(run.x.dtype)
+        worst, none = run.x.new_full((m, size), torch.finfo(run.x.dtype).min), run.x.new_zeros(m).long()
+        s = run.begin(Herd(run.x.clone(), first, worst, worst[:, 0], none, none))
+        for t in run.steps(1 + -(-max(0, count - size) // (size - 1))):
+            asked = s.members if t == 0 else self._breed(run, s, t)
+            value = ask_several(run, self._render(run, asked), loss).nan_to_num(nan=torch.finfo(run.x.dtype).min)
+            if t == 0:
+                s.members, s.fitness = asked, value
+            else:  # the elite's own fitness is known: it costs no query
+                s.members = torch.cat([s.members[:, :1], asked], dim=1)
+                s.fitness = torch.cat([s.fitness[:, :1], value], dim=1)
+            order = s.fitness.argsort(dim=1, descending=True, stable=True)
+            s.members = s.members[torch.arange(len(order), device=order.device)[:, None], order]
+            s.fitness = s.fitness.gather(1, order)
+            self._judge(s)
+            s.x = self._render(run, s.members[:, :1])[:, 0]
+
+    @staticmethod
+    def _judge(s: Herd) -> None:
+        """Count the generations without a better elite."""
+        rose = s.fitness[:, 0] > bar(s.best)
+        s.best = torch.where(rose, s.fitness[:, 0], s.best)
+        s.idle = torch.where(rose, 0, s.idle + 1)
+        over = s.idle >= PATIENCE
+        s.plateaus, s.idle = s.plateaus + over.long(), torch.where(over, 0, s.idle)
+
+    def _breed(self, run: Run, s: Herd, t: int) -> Tensor:
+        """Children of the next generation, (m, population - 1, ...)."""
+        size, shape = s.members.shape[1], s.members.shape[2:]
+        odds = s.fitness.softmax(1)
+        drawn = run.rng.uniform((2, size - 1), ("parents", t)).to(odds.dtype)
+        parents = torch.searchsorted(odds.cumsum(1), drawn.flatten(1).contiguous()).clamp(max=size - 1)
+        chance = odds.gather(1, parents)
+        mother, father = parents[:, : size - 1], parents[:, size - 1 :]
+        share = chance[:, : size - 1] / (chance[:, : size - 1] + chance[:, size - 1 :]).clamp(min=1e-30)
+        row = torch.arange(len(parents), device=parents.device)[:, None]
+        wide = (slice(None), slice(None), *(None,) * len(shape))
+        draws = run.rng.uniform((size - 1, *shape), ("cross", t))
+        child = torch.where(draws < share[wide], s.members[row, mother], s.members[row, father])
+        rho = self._falling(s, self.mutation, 0.5, 0.1)
+        alpha = self._falling(s, self.reach, 0.4, 0.15)
+        mutates = run.rng.uniform((size - 1, *shape), ("mutate", t)) < per_sample(rho, child)
+        noise = run.rng.uniform((size - 1, *shape), ("noise", t), -1.0, 1.0).to(child.dtype) * per_sample(alpha, child)
+        return (child + torch.where(mutates, noise, 0.0)).clamp(-1.0, 1.0)
+
+    @staticmethod
+    def _falling(s: Herd, fixed: float | None, first: float, least: float) -> Tensor:
+        """A rate per sample, (m,): fixed, or falling with its plateaus."""
+        if fixed is not None:
+            return torch.full_like(s.best, fixed)
+        return (first * 0.9 ** s.plateaus.to(s.best.dtype)).clamp(min=least)
+
+    def _shape(self, run: Run) -> tuple[int, ...]:
+        """The shape of a change."""
+        c, h, w = as_pictures(run.x).shape[1:]
+        return tuple(run.x.shape[1:]) if self.side is None else (c, min(h, self.side), min(w, self.side))
+
+    def _render(self, run: Run, members: Tensor) -> Tensor:
+        """The inputs with the changes (m, j, ...), as shares of eps: (m, j, ...)."""
+        flat = members.flatten(0, 1)
+        if self.side is not None:
+            flat = F.interpolate(flat, size=as_pictures(run.x).shape[2:], mode="bilinear", align_corners=False)
+        change = flat.reshape(*members.shape[:2], *run.x.shape[1:])
+        return clamp(run, run.x[:, None] + change * per_sample(run.space.eps, change))

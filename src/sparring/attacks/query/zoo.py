@@ -1,0 +1,165 @@
+"""ZOO: the Carlini-Wagner objective, climbed by Adam on randomly chosen coordinates with finite differences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparring.attacks.query.parts import as_pictures, ask_several, budget, chunks, clamp, positive
+from sparring.core.attack import Attack
+from sparring.core.errors import InputError
+from sparring.core.losses import get_loss
+from sparring.core.registry import Card, attack
+from sparring.core.runner import Run
+from sparring.core.threat import Access
+
+
+@dataclass
+class Descent:
+    """The point and its change in the attack space, Adam's moments there, and the search for each sample's constant.
+
+    Attributes:
+        x: (m, ...).
+        z, first, second, age: the change, its moments, and how often each coordinate was updated, (m, d).
+        constant, low, high: c and its bracket, (m,).
+        met: whether a success was seen under this c, bool (m,).
+    """
+
+    x: Tensor
+    z: Tensor
+    first: Tensor
+    second: Tensor
+    age: Tensor
+    constant: Tensor
+    low: Tensor
+    high: Tensor
+    met: Tensor
+
+
+@attack(
+    Card(
+        name="zoo",
+        title="ZOO: coordinate-wise zeroth-order Carlini-Wagner",
+        paper="Chen, Zhang, Sharma, Yi and Hsieh 2017, ZOO: Zeroth Order Optimization Based Black-box Attacks, "
+        "arXiv:1708.03999",
+        access=Access.SCORES,
+        spaces=("l2",),
+        minimal=True,
+        cost="2 x coordinates + 1 queries a step",
+        caveats="Hundreds of thousands of queries for a picture: history, and a yardstick for the thrifty. On large "
+        "pictures it needs `side`.",
+        floor={"l2": 2.0},
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class ZOO(Attack):
+    """ZOO: min |x' - x|^2 + c max(margin of the true class, 0), by Adam on `coordinates` random coordinates a step.
+
+    Each partial derivative of the margin takes two queries, (f(x' + h e) - f(x' - h e)) / 2h; c is searched by bisection.
+
+    Args:
+        queries: queries per sample where the threat model names no number, shared by the searches.
+        coordinates: coordinates a step.
+        learning_rate: of Adam, in raw units.
+        constant: the first c; tenfold until a success is seen, then bisected.
+        searches: values of c.
+        h: the finite difference, in raw units.
+        side: optimise a picture of this side, spread bilinearly over the input; None optimises every element.
+    """
+
+    queries: int = 100_000
+    coordinates: int = 128
+    learning_rate: float = 0.01
+    constant: float = 0.01
+    searches: int = 9
+    h: float = 1e-4
+    side: int | None = None
+
+    def search(self, run: Run) -> None:
+        """Descend once for each constant."""
+        positive(coordinates=self.coordinates, learning_rate=self.learning_rate, constant=self.constant, h=self.h)
+        if self.searches < 1:
+            raise InputError(f"searches is {self.searches}; at least one value of the constant is needed")
+        m, d = len(run.x), math.prod(self._shape(run))
+        chosen = min(self.coordinates, d)
+        steps = -(-budget(run, self.queries) // (2 * chosen + 1))
+        each = max(1, -(-steps // self.searches))
+        zero, c = run.x.new_zeros(m, d), run.x.new_full((m,), self.constant)
+        met = torch.zeros(m, dtype=torch.bool, device=run.x.device)
+        s = run.begin(Descent(run.x.clone(), zero, zero, zero, zero, c, 0 * c, c + torch.inf, met))
+        for t in run.steps(steps):
+            if t and t % each == 0:
+                _next_constant(run, s)
+            where = run.rng.permutation(d, ("coordinates", t))[:, :chosen]
+            met, slope = self._probe(run, s, where)
+            s.met = s.met | met
+            _adam(s, where, self._pull(run, s.z).gather(1, where) + s.constant[:, None] * slope, self.learning_rate)
+            s.x = self._render(run, s.z[:, None])[:, 0]
+            if self.side is None:  # the bounds hold back each element for itself
+                s.z = (s.x - run.x).flatten(1)
+
+    def _shape(self, run: Run) -> tuple[int, ...]:
+        """The shape of a change in the attack space."""
+        if self.side is None:
+            return tuple(run.x.shape[1:])
+        c, h, w = as_pictures(run.x).shape[1:]
+        return (c, min(h, self.side), min(w, self.side))
+
+    def _spread(self, run: Run, z: Tensor) -> Tensor:
+        """Changes (k, d) of the attack space as changes of inputs, (k, ...)."""
+        if self.side is None:
+            return z.reshape(-1, *run.x.shape[1:])
+        size = as_pictures(run.x).shape[2:]
+        wide = F.interpolate(z.reshape(-1, *self._shape(run)), size=size, mode="bilinear", align_corners=False)
+        return wide.reshape(-1, *run.x.shape[1:])
+
+    def _render(self, run: Run, z: Tensor) -> Tensor:
+        """The points with the changes z, (m, j, d): (m, j, ...), inside the bounds."""
+        moved = run.x[:, None] + self._spread(run, z.flatten(0, 1)).reshape(*z.shape[:2], *run.x.shape[1:])
+        return clamp(run, moved)
+
+    def _pull(self, run: Run, z: Tensor) -> Tensor:
+        """The gradient of |x' - x|^2, (m, d); it costs no query."""
+        if self.side is None:
+            return 2 * z
+        leaf = z.detach().requires_grad_(True)
+        with torch.enable_grad():
+            length = self._spread(run, leaf).square().sum()
+        return torch.autograd.grad(length, leaf)[0]
+
+    def _probe(self, run: Run, s: Descent, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the goal is met at the point, bool (m,), and the margin's slopes along the coordinates, (m, j)."""
+        loss = get_loss("margin")
+        here = ask_several(run, s.x[:, None], loss).squeeze(1)
+        slopes = []
+        for lo, hi in chunks(run, where.shape[1]):
+            part = where[:, lo:hi, None]
+            z = s.z[:, None].expand(-1, part.shape[1], -1)
+            step = torch.zeros_like(z).scatter_(2, part, self.h)
+            value = ask_several(run, self._render(run, torch.cat([z + step, z - step], dim=1)), loss)
+            value = (-value).clamp(min=0.0).nan_to_num(nan=0.0)
+            slopes.append((value[:, : part.shape[1]] - value[:, part.shape[1] :]) / (2 * self.h))
+        return here > 0, torch.cat(slopes, dim=1)
+
+
+def _adam(s: Descent, where: Tensor, slope: Tensor, rate: float) -> None:
+    """One step of Adam down `slope` at the coordinates `where`, (m, j); each coordinate counts its own steps."""
+    age = s.age.gather(1, where) + 1
+    first = 0.9 * s.first.gather(1, where) + 0.1 * slope
+    second = 0.999 * s.second.gather(1, where) + 0.001 * slope.square()
+    move = first / (1 - 0.9**age) / ((second / (1 - 0.999**age)).sqrt() + 1e-8)
+    s.age, s.first, s.second = s.age.scatter(1, where, age), s.first.scatter(1, where, first), s.second.scatter(1, where, second)
+    s.z = s.z.scatter_add(1, where, -rate * move)
+
+
+def _next_constant(run: Run, s: Descent) -> None:
+    """Bisect or raise each sample's constant, and go back to the input."""
+    s.high = torch.where(s.met, torch.minimum(s.high, s.constant), s.high)
+    s.low = torch.where(s.met, s.low, torch.maximum(s.low, s.constant))
+    s.constant = torch.where(s.high.isfinite(), (s.low + s.high) / 2, 10 * s.constant)
+    s.x, s.met = run.x.clone(), torch.zeros_like(s.met)
+    s.z = s.first = s.second = s.age = torch.zeros_like(s.z)
