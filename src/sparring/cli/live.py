@@ -67,6 +67,7 @@ class Row:
     broke: int = 0
     passes: int = 0
     seconds: float = 0.0
+    standing: str = ""
     accuracy: str = ""
     state: str = "waiting"
 
@@ -108,6 +109,7 @@ class Board:
         row = self.rows[event.label]
         row.units, row.met, row.broke = row.units + 1, row.met + event.met, row.broke + event.broke
         row.passes, row.seconds = row.passes + event.forwards + event.backwards, row.seconds + event.seconds
+        row.standing = f"{event.standing:,}"
         row.accuracy = f"{event.standing / max(1, event.seen):.1%} {event.interval}"
         self.done, self.fresh = event.done, self.fresh + 1
         if event.shard == self.shards - 1 or row.units == self.shards:
@@ -128,12 +130,22 @@ class Board:
         from rich.text import Text
 
         table = Table(
-            "attack", "done", "met", "broke", "robust accuracy so far", "passes/s", box=box.SIMPLE_HEAD, pad_edge=False
+            *("attack", "done", "met", "broke", "standing", "robust accuracy so far", "passes/s"),
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
         )
         for label, row in self.rows.items():
             rate = f"{row.passes / row.seconds:,.0f}" if row.passes and row.seconds else ""
             style = {"waiting": "dim", "at work": "bold"}.get(row.state, "")
-            cells = (label, f"{row.units}/{self.shards}", f"{row.met:,}", f"{row.broke:,}", row.accuracy, rate)
+            cells = (
+                label,
+                f"{row.units}/{self.shards}",
+                f"{row.met:,}",
+                f"{row.broke:,}",
+                row.standing,
+                row.accuracy,
+                rate,
+            )
             table.add_row(*map(Text, cells), style=style)
         lines = [Text(line, style="yellow") for line in self.checks]
         foot = ", ".join(part for part in (f"{self.done} of {self.units} units", self.current, self.left()) if part)

@@ -131,7 +131,7 @@ def _level(slope: Tensor, room: Tensor, need: Tensor, proportional: bool) -> Ten
 def _fill(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """The least sum of moves with sum(slope * move) = need and move <= room: the steepest elements first, (m, d)."""
     d = slope.shape[1]
-    k = min(d, 64)
+    k = min(d, 16)
     while True:
         steep, order = slope.topk(k, dim=1)
         left = room.gather(1, order)

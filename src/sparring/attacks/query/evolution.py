@@ -73,7 +73,7 @@ class Evolution(Attack):
     children: int = 1
     tiles: int = 50
     step: float = 1.0
-    damping: float = 2.0
+    damping: float = 8.0
     loss: str | None = None
 
     def search(self, run: Run) -> None:

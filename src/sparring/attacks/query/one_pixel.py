@@ -65,14 +65,14 @@ class OnePixel(Attack):
             generations.
         population: members; None takes the paper's 400, or a twentieth of the budget where that is less.
         weight: F.
-        best: take the fittest member for a, which is greedier than the paper's random one.
+        best: take the fittest member for a, as most implementations do; False takes a random one, as the paper does.
         loss: the fitness; cross-entropy orders candidates as the paper's class probability does.
     """
 
     queries: int = 40_400
     population: int | None = None
     weight: float = 0.5
-    best: bool = False
+    best: bool = True
     loss: str = "ce"
 
     def search(self, run: Run) -> None:

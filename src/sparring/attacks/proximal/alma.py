@@ -1,0 +1,159 @@
+"""The augmented Lagrangian attack: the distance plus a penalty whose multiplier follows the goal; L2 and L1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparring.attacks.minimum_norm.parts import TINY, clamp, norm, reached, starts, width
+from sparring.core.attack import Attack
+from sparring.core.balls import per_sample
+from sparring.core.losses import LOSSES, Loss
+from sparring.core.registry import Card, attack
+from sparring.core.runner import Run
+from sparring.core.threat import Access, Goal
+
+# The constraint is looked at every so many steps; the penalty grows where it has not fallen to this share since.
+CHECK, IMPROVED = 10, 0.95
+# The multiplier stays in this range.
+LEAST, MOST = 1e-6, 1e12
+# A hair beyond the boundary, in units of the ratio of logits.
+BEYOND = 1e-4
+# The learning rate decays to this share.
+DECAY = 0.01
+
+
+def _gap(scores: Tensor, margin: Tensor) -> Tensor:
+    """The margin over the spread of the logits; the plain margin below three classes."""
+    if scores.shape[1] < 3:
+        return margin
+    top = scores.topk(3, dim=1).values
+    return margin / (top[:, 0] - top[:, 2]).clamp(min=TINY)
+
+
+def ratio(scores: Tensor, y: Tensor, goal: Goal) -> Tensor:
+    """The difference of logits over their spread, (m,): positive before the goal is reached, as the paper's DLR+."""
+    return BEYOND - _gap(scores, LOSSES["margin"](scores, y, goal))
+
+
+def penalty_slope(gap: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
+    """dP/d(gap) of the paper's penalty P2, (m,): a cubic where the goal is missed, a rational function where it is reached.
+
+    P(y) = mu y + mu rho y^2 + mu rho^2 y^3 / 6 for y >= 0, and mu y / (1 - rho y) for y < 0; at 0 its slope is mu.
+    """
+    z = rho * gap
+    return mu * torch.where(gap >= 0, 1.0 + 2.0 * z + 0.5 * z.square(), (1.0 - z.clamp(max=0.0)).square().reciprocal())
+
+
+@dataclass
+class Walk:
+    """What ALMA keeps per sample.
+
+    Attributes:
+        x: the current point.
+        square: the running mean of the squared gradients.
+        velocity: the momentum.
+        mu: the multiplier.
+        rho: how steep the penalty is.
+        rate: the first step size.
+        mark: the constraint at the last check.
+        found: whether any point succeeded.
+    """
+
+    x: Tensor
+    square: Tensor
+    velocity: Tensor
+    mu: Tensor
+    rho: Tensor
+    rate: Tensor
+    mark: Tensor
+    found: Tensor
+
+
+@attack(
+    Card(
+        name="alma",
+        title="Augmented Lagrangian method",
+        paper="Rony et al. 2021, Augmented Lagrangian Adversarial Attacks, arXiv:2011.11857",
+        access=Access.GRADIENTS,
+        spaces=("l2", "l1"),
+        minimal=True,
+        cost="steps x (forward + backward)",
+        caveats="The first step's length matters: first_move is for pictures of a few hundred to a few thousand numbers in L2, and "
+        "half the bounds' width in L1. With a hundred steps take alpha=0.5.",
+        floor={"l2": 100.0, "l1": 100.0},
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class ALMA(Attack):
+    """Augmented Lagrangian: descend on D(delta) + P(gap, rho, mu) by RMSprop with momentum, gap the ratio of logits to close.
+
+    D is |delta|_p (squared in L2) and P the paper's penalty P2. After every step mu moves to a running mean of P's slope; every
+    tenth step rho grows where no success has been seen and the gap has not closed by a twentieth.
+
+    Args:
+        steps: gradient steps.
+        first_move: the length of the first step, in units of the bounds' width; None takes .1 in L2 and .5 in L1.
+        alpha: of the running mean of the multiplier, of RMSprop and of its momentum: .9, or .5 for a hundred steps; None
+            chooses by the steps.
+        mu: the first multiplier.
+        rho: the first steepness.
+        growth: by what factor rho grows.
+
+    Example:
+        >>> import torch, sparring as sp
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+        >>> x = torch.rand(2, 1, 2, 2)
+        >>> result = sp.attacks.ALMA(steps=100)(sp.Victim(net), x, None, sp.L2())
+        >>> result.median_distance > 0
+        True
+    """
+
+    steps: int = 1000
+    first_move: float | None = None
+    alpha: float | None = None
+    mu: float = 1.0
+    rho: float = 1.0
+    growth: float = 1.2
+
+    def search(self, run: Run) -> None:
+        """Descend while the multiplier follows the boundary."""
+        scale, p = width(run), run.space.p
+        alpha = (0.9 if self.steps > 300 else 0.5) if self.alpha is None else self.alpha
+        first_move = (0.5 if p == 1 else 0.1) if self.first_move is None else self.first_move
+        x = starts(run)
+        one = torch.ones_like(x.flatten(1)[:, 0])
+        s = run.begin(
+            Walk(x, torch.ones_like(x), torch.zeros_like(x), self.mu * one, self.rho * one, one, torch.inf * one, one < 0)
+        )
+        climb = Loss("logit_ratio", lambda z, y: -ratio(z, y, run.goal), lambda z, y, _: -ratio(z, y, run.goal))
+        for t in run.steps(self.steps):
+            g = run.gradient(s.x, climb)
+            self._follow(s, -g.loss, reached(run, g.scores), t, alpha)
+            delta = (s.x - run.x) / scale
+            slope = 2.0 * delta if p == 2 else delta.sign()
+            slope = slope - g.grad * per_sample(scale * penalty_slope(-g.loss, s.rho, s.mu), delta)
+            if t == 0:  # the first step is as long as it is told to be
+                s.rate = first_move / norm(slope, p).clamp(min=TINY)
+                s.square = torch.ones_like(slope)
+            else:
+                s.square = s.square.lerp(slope.square(), 1.0 - alpha)
+            s.velocity = alpha * s.velocity + slope / (s.square.sqrt() + 1e-8)
+            rate = s.rate * DECAY ** (t / max(1, self.steps))
+            s.x = clamp(run, s.x - s.velocity * per_sample(scale * rate, delta))
+        if len(run.rows):
+            run.evaluate(s.x)
+
+    def _follow(self, s: Walk, gap: Tensor, hit: Tensor, t: int, alpha: float) -> None:
+        """Move the multiplier to the penalty's slope, and steepen the penalty where nothing improves."""
+        s.found = s.found | hit
+        if t == 0:
+            s.mark = gap
+            return
+        if (t + 1) % CHECK == 0:
+            stuck = ~(s.found | (gap < IMPROVED * s.mark))
+            s.rho = torch.where(stuck, s.rho * self.growth, s.rho)
+            s.mark = gap
+        s.mu = s.mu.lerp(penalty_slope(gap, s.rho, s.mu), 1.0 - alpha).clamp(LEAST, MOST)

@@ -1,0 +1,110 @@
+"""The joint attack: fool the network and pass its detector, by one climb that minds both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparring.attacks.gradient.parts import Climber, start_at, step_length
+from sparring.attacks.gradient.pgd import PGD
+from sparring.core.attack import Attack
+from sparring.core.balls import per_sample
+from sparring.core.errors import CapabilityError
+from sparring.core.losses import get_loss, margin_of
+from sparring.core.network import Victim, run_stage
+from sparring.core.registry import Card
+from sparring.core.rng import KeyedRandom
+from sparring.core.runner import CLAIM_SLACK, Run
+from sparring.defences.detectors.base import through
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointPGD(Attack):
+    """PGD that climbs the classifier's loss until the answer is wrong, and from there lowers the detector's score.
+
+    With m the margin (positive once wrong) and e the detector's score less its threshold, the step follows
+
+        grad L(x) where m <= 0,  -grad e(x) / |grad e| + b * grad L(x) / |grad L| where m > 0.
+
+    b is the next of `blends` at each restart: with 0 the answer barely stays wrong, and the score is all that counts;
+    with more the input moves on into the wrong class, where many detectors see nothing odd. A success is wrong and
+    accepted, which the run decides. Victims without a detector meet plain PGD.
+
+    It needs a detector with `score(x)` and `threshold`, as those of `sparring.defences.detectors` are; it is in no
+    registry since it is made for them alone.
+
+    Args:
+        steps: gradient steps per restart, each one forward and backward of the network and one of the detector.
+        step_size: in raw units; None takes 2.5 * eps / steps.
+        restarts: independent starts.
+        loss: what to climb (see `sparring.PGD`).
+        blends: weights of the classifier's loss beside the detector's, one per restart, over and over.
+
+    Paper:
+        After Bryniarski et al. 2021, Evading Adversarial Example Detection Defenses with Orthogonal Projected Gradient
+        Descent, arXiv:2106.15023 (the selective form), and the weighted sum of Carlini and Wagner 2017,
+        arXiv:1705.07263.
+    """
+
+    card: ClassVar[Card] = replace(
+        PGD.card,
+        name="joint-pgd",
+        title="PGD against a network and its detector",
+        paper="Bryniarski et al. 2021, Evading Adversarial Example Detection Defenses with Orthogonal Projected Gradient "
+        "Descent, arXiv:2106.15023",
+        aliases=(),
+        floor={},
+    )
+
+    steps: int = 100
+    step_size: float | None = None
+    restarts: int = 4
+    loss: str = "margin"
+    blends: tuple[float, ...] = (0.5, 0.0, 1.0, 2.0)
+
+    def search(self, run: Run) -> None:
+        """Climb from a random start."""
+        victim = run.victim
+        detector = getattr(victim, "detector", None)
+        if detector is not None and not (hasattr(detector, "score") and hasattr(detector, "threshold")):
+            raise CapabilityError(
+                f"the detector of {victim.name!r} is a {type(detector).__name__} without score(x) and threshold, so "
+                "there is nothing to climb; attack it by labels"
+            )
+        loss, blend = get_loss(self.loss), self.blends[run.restart % len(self.blends)]
+        s = run.begin(Climber(start_at(run, random=True)))
+        for t in run.steps(self.steps):
+            g = run.gradient(s.x, loss)
+            d = g.grad
+            if detector is not None and isinstance(victim, Victim):
+                noise = run.rng.fork(("detector", run.restart, t)) if victim.traits.stochastic else None
+                both = blend * _unit(d) - _unit(excess_gradient(victim, s.x, noise))
+                wrong = per_sample(margin_of(g.scores, run.y, run.goal) > CLAIM_SLACK, s.x)
+                d = torch.where(wrong, both, d)
+            s.x = run.space.project(
+                run.x, s.x + step_length(run, self.step_size, 2.5 / max(1, self.steps)) * run.space.steepest(d, s.x)
+            )
+
+
+def excess_gradient(victim: Victim, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
+    """The gradient of the detector's score with respect to raw inputs, (n, ...), through the stages' surrogates."""
+    detector: Any = victim.detector
+    leaf = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        seen = leaf
+        for depth, stage in enumerate(victim.stages):
+            keyed = noise is not None and getattr(stage, "keyed", False)
+            seen = run_stage(stage, seen, noise, depth) if keyed else through(stage, seen)
+        score = detector.score(seen).sum()
+    if not score.requires_grad:
+        raise CapabilityError(f"no gradient reaches the input from the score of {type(detector).__name__}")
+    (grad,) = torch.autograd.grad(score, leaf)
+    return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _unit(d: Tensor) -> Tensor:
+    """Each sample's vector at length 1; zero stays zero."""
+    return d / per_sample(d.flatten(1).norm(dim=1).clamp(min=torch.finfo(d.dtype).tiny), d)
