@@ -51,7 +51,7 @@ def made(name: str) -> Detector:
         "mahalanobis": Mahalanobis,
         "lid": LID,
         "lid-layers": lambda: LID(layers=("conv2", "linear1")),
-        "error": lambda: ReconstructionError(epochs=10),
+        "error": ReconstructionError,
         "divergence": lambda: AnswerDivergence(epochs=10),
         "learned": lambda: LearnedDetector(epochs=10),
     }

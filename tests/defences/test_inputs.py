@@ -154,7 +154,7 @@ def test_jpeg_is_pillows_own_and_the_differentiable_one_follows_it() -> None:
         assert float(far) < 3 / 255
         assert float(far) < 0.25 * float((x - JPEG(quality=quality)(x)).abs().mean())
     grey = x[:, :1]
-    assert float((differentiable_jpeg(grey, 75) - JPEG()(grey)).abs().mean()) < 1 / 255
+    assert float((differentiable_jpeg(grey, 75) - JPEG()(grey)).abs().mean()) < 1.5 / 255
 
 
 def test_resize_pad_places_the_whole_picture_and_nothing_else() -> None:

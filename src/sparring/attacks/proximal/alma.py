@@ -59,7 +59,7 @@ class Walk:
         rho: how steep the penalty is.
         rate: the first step size.
         mark: the constraint at the last check.
-        found: whether any point succeeded.
+        since: the step of the first success; beyond the last step before.
     """
 
     x: Tensor
@@ -69,7 +69,7 @@ class Walk:
     rho: Tensor
     rate: Tensor
     mark: Tensor
-    found: Tensor
+    since: Tensor
 
 
 @attack(
@@ -90,7 +90,7 @@ class Walk:
 class ALMA(Attack):
     """Augmented Lagrangian: descend on D(delta) + P(gap, rho, mu) by RMSprop with momentum, gap the ratio of logits to close.
 
-    D is |delta|_p (squared in L2) and P the paper's penalty P2. After every step mu moves to a running mean of P's slope; every
+    D is |delta|_p and P the paper's penalty P2. After every step mu moves to a running mean of P's slope; every
     tenth step rho grows where no success has been seen and the gap has not closed by a twentieth.
 
     Args:
@@ -126,34 +126,33 @@ class ALMA(Attack):
         x = starts(run)
         one = torch.ones_like(x.flatten(1)[:, 0])
         s = run.begin(
-            Walk(x, torch.ones_like(x), torch.zeros_like(x), self.mu * one, self.rho * one, one, torch.inf * one, one < 0)
+            Walk(x, torch.ones_like(x), torch.zeros_like(x), self.mu * one, self.rho * one, one, torch.inf * one, (self.steps + 1) * one)
         )
         climb = Loss("logit_ratio", lambda z, y: -ratio(z, y, run.goal), lambda z, y, _: -ratio(z, y, run.goal))
         for t in run.steps(self.steps):
             g = run.gradient(s.x, climb)
             self._follow(s, -g.loss, reached(run, g.scores), t, alpha)
             delta = (s.x - run.x) / scale
-            slope = 2.0 * delta if p == 2 else delta.sign()
+            slope = delta / per_sample(norm(delta, 2.0).clamp(min=TINY), delta) if p == 2 else delta.sign()
             slope = slope - g.grad * per_sample(scale * penalty_slope(-g.loss, s.rho, s.mu), delta)
-            if t == 0:  # the first step is as long as it is told to be
-                s.rate = first_move / norm(slope, p).clamp(min=TINY)
-                s.square = torch.ones_like(slope)
-            else:
-                s.square = s.square.lerp(slope.square(), 1.0 - alpha)
+            s.square = s.square.lerp(slope.square(), 1.0 - alpha)
             s.velocity = alpha * s.velocity + slope / (s.square.sqrt() + 1e-8)
-            rate = s.rate * DECAY ** (t / max(1, self.steps))
-            s.x = clamp(run, s.x - s.velocity * per_sample(scale * rate, delta))
+            if t == 0:  # the first step is as long as it is told to be
+                s.rate = first_move / norm(s.velocity, p).clamp(min=TINY)
+            # steps stay long until a first success, and then decay over the steps that are left
+            share = ((t - s.since) / (self.steps - s.since)).clamp(min=0.0)
+            s.x = clamp(run, s.x - s.velocity * per_sample(scale * s.rate * DECAY**share, delta))
         if len(run.rows):
             run.evaluate(s.x)
 
     def _follow(self, s: Walk, gap: Tensor, hit: Tensor, t: int, alpha: float) -> None:
         """Move the multiplier to the penalty's slope, and steepen the penalty where nothing improves."""
-        s.found = s.found | hit
+        s.since = torch.where(hit, s.since.clamp(max=t), s.since)
         if t == 0:
             s.mark = gap
             return
         if (t + 1) % CHECK == 0:
-            stuck = ~(s.found | (gap < IMPROVED * s.mark))
+            stuck = ~((s.since <= t) | (gap < IMPROVED * s.mark))
             s.rho = torch.where(stuck, s.rho * self.growth, s.rho)
             s.mark = gap
         s.mu = s.mu.lerp(penalty_slope(gap, s.rho, s.mu), 1.0 - alpha).clamp(LEAST, MOST)

@@ -79,12 +79,13 @@ class PDPGD(Attack):
     steps: int = 500
     step_size: float = 0.1
     ratio: float = 0.01
-    dual_step: float = 0.1
+    dual_step: float | None = None
     momentum: float = 0.9
 
     def search(self, run: Run) -> None:
         """Adam on the loss, the proximal operator of the norm, a step of the multiplier."""
         scale, p, x = width(run), run.space.p, starts(run)
+        dual_step = 50.0 / max(1, self.steps) if self.dual_step is None else self.dual_step
         log_ratio = torch.full_like(x.flatten(1)[:, 0], -math.log(self.ratio))
         s = run.begin(Walk(x, Adam.start(x), log_ratio, torch.sigmoid(-log_ratio)))
         for t in run.steps(self.steps):
@@ -96,7 +97,7 @@ class PDPGD(Attack):
             delta = (s.x - run.x) / scale + s.adam.step(-scale * g.grad, rate)
             delta = (clamp(run, run.x + scale * delta) - run.x) / scale
             s.x = clamp(run, run.x + scale * self._shrink(run, s, delta, rate, p, scale))
-            move = self.dual_step * (1.0 - 0.9 * share)
+            move = dual_step * (1.0 - 0.9 * share)
             bound = math.log(FARTHEST)
             s.ratio = (s.ratio + torch.where(hit, -move, move)).clamp(-bound, bound)
             s.norm_weight = s.norm_weight.lerp(torch.sigmoid(-s.ratio), 1.0 - self.momentum)

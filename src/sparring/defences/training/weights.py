@@ -78,9 +78,10 @@ class _Once(Crafter):
 
     def __init__(self, attack: Crafter) -> None:
         self.__dict__.update(attack.__dict__)
+        self._attack = attack
         self._crafted: Tensor | None = None
 
     def __call__(self, x: Tensor, y: Tensor, loss: Loss | None = None) -> Tensor:
         if self._crafted is None:
-            self._crafted = super().__call__(x, y, loss)
+            self._crafted = self._attack(x, y, loss)
         return self._crafted
