@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparring as sp
+import tiny
 from sparring.core import events
 from sparring.core.errors import InputError, ThreatError, UnknownNameError, VictimError
 from sparring.core.threat import ThreatModel, Untargeted
@@ -107,7 +107,7 @@ def test_crafting_leaves_modes_statistics_gradients_and_the_global_state() -> No
     assert tiny.random_states() == states
     assert not crafted.requires_grad
     assert float((crafted - x).abs().max()) <= EPS + 1e-6
-    assert 0 <= float(crafted.min())
+    assert float(crafted.min()) >= 0
     assert float(crafted.max()) <= 1
 
 
@@ -210,7 +210,7 @@ def test_the_losses_are_the_papers() -> None:
 
 def test_distillation_is_the_softened_cross_entropy_times_t() -> None:
     teacher = sp.Victim(tiny.network(seed=5))
-    value, victim, *_, x, y = by_hand(Distillation(temperature=7.0, teacher=teacher))
+    value, victim, *_, x, _y = by_hand(Distillation(temperature=7.0, teacher=teacher))
     with torch.no_grad():
         told = (teacher.scores(x) / 7).softmax(1)
         said = (victim.scores(x) / 7).log_softmax(1)
@@ -345,15 +345,15 @@ def test_a_run_stopped_between_epochs_goes_on_to_the_same_weights(method: Method
 
     whole = train(None)
 
-    class Stop(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(event: events.Event) -> None:
         if isinstance(event, TrainingProgress) and event.step == event.steps // 2 + 1:
-            raise Stop
+            raise StoppedError
 
     for _ in range(2 if method.card.name == "distillation" else 1):  # its teacher is stopped as well
-        with pytest.raises(Stop), events.listening(stop):
+        with pytest.raises(StoppedError), events.listening(stop):
             train(tmp_path)
     resumed = train(tmp_path)
     assert same(weights(whole.victim), weights(resumed.victim))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import importlib
 
 # Each has a function `register(app)`. They import torch inside their commands only: `--help` must not wait for it.
-FAMILIES = ("sparring.cli.seeing", "sparring.cli.catalogue", "sparring.cli.demo", "sparring.cli.report")
+FAMILIES = (
+    "sparring.cli.seeing",
+    "sparring.cli.catalogue",
+    "sparring.cli.demo",
+    "sparring.cli.report",
+    "sparring.cli.train",
+    "sparring.cli.defend",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from sparring.core.rng import KeyedRandom
 from sparring.core.threat import Knowledge, ThreatModel
 from sparring.core.victim import BaseVictim, query_in_batches
 from sparring.evaluation.errors import PlanError
+from sparring.evaluation.memory import give_back
 from sparring.evaluation.plan import Step
 from sparring.evaluation.specs import AttackSpec
 from sparring.evaluation.starts import starting_points
@@ -104,6 +105,7 @@ def run_unit(victim: BaseVictim, job: Job) -> UnitResult:
             rows = torch.tensor([i for i, row in enumerate(columns["row"]) if row is not None], dtype=torch.int64)
             if len(rows):
                 originals, adversarials = take(job.x, rows), take(result.adversarial, rows)
+    give_back()
     return UnitResult(job.unit, columns, originals, adversarials, time.perf_counter() - started)
 
 

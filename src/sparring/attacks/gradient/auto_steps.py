@@ -25,6 +25,9 @@ class Peak:
     def rise(self, x: Tensor, loss: Tensor, grad: Tensor | None = None) -> None:
         """Take over the points that stand higher."""
         higher = loss > self.loss
+        if bool(higher.all()):  # as in the first steps: nothing to copy
+            self.x, self.loss, self.grad = x, loss, self.grad if grad is None else grad
+            return
         self.loss = torch.where(higher, loss, self.loss)
         higher = per_sample(higher, x)
         self.x = torch.where(higher, x, self.x)
@@ -85,9 +88,10 @@ class HalvingSteps:
 
     def move(self, ball: Ball, x: Tensor, z: Tensor, grad: Tensor, first: bool) -> Tensor:
         """The next iterate: a projected step, of which a quarter gives way to the last move."""
-        ahead = ball.project(x, z + per_sample(self.step, z) * ball.steepest(grad))
+        ahead = ball.project(x, torch.addcmul(z, ball.steepest(grad), per_sample(self.step, z)))
         if not first:
-            ahead = ball.project(x, z + 0.75 * (ahead - z) + 0.25 * (z - self.before))
+            ahead = torch.lerp(z, ahead, 0.75).add_(z, alpha=0.25).sub_(self.before, alpha=0.25)
+            ahead = ball.project(x, ahead)
         self.before = z
         return ahead
 
@@ -123,9 +127,9 @@ class ConjugateSteps(HalvingSteps):
         change = (self.before - grad).flatten(1)
         share = -(grad.flatten(1) * change).sum(1) / (self.along.flatten(1) * change).sum(1)
         share = torch.nan_to_num(share, nan=0.0, posinf=0.0, neginf=0.0)  # no direction yet, or none that helps
-        self.along = grad + per_sample(share, grad) * self.along
+        self.along = torch.addcmul(grad, self.along, per_sample(share, grad))
         self.before = grad
-        return ball.project(x, z + per_sample(self.step, z) * ball.steepest(self.along))
+        return ball.project(x, torch.addcmul(z, ball.steepest(self.along), per_sample(self.step, z)))
 
 
 @dataclass

@@ -65,14 +65,16 @@ class DiverseInputs(Transform):
     def view(self, x: Tensor, copy: int, run: Run, stream: tuple[str | int, ...]) -> tuple[Tensor, Tensor]:
         """Every sample at its own size and place, in one call."""
         _need_pictures("di", x)
-        side = torch.tensor(x.shape[-2:], dtype=x.dtype, device=x.device)
         draw = run.rng.uniform((4,), (*stream, "di")).to(x.dtype)
         chosen = draw[:, 0] < self.probability
+        rows = chosen.nonzero().squeeze(1)
+        draw = draw[rows]
+        side = torch.tensor(x.shape[-2:], dtype=x.dtype, device=x.device)
         least = (self.rate * side).floor().clamp(min=1.0)
-        # height and width share their share of the side, as a photo taken from further away
-        size = (least + (draw[:, 1:2] * (side - least + 1)).floor()).minimum(side)  # (m, 2): height, width
+        # height and width share one draw: the picture keeps its proportions
+        size = (least + (draw[:, 1:2] * (side - least + 1)).floor()).minimum(side)
         corner = (draw[:, 2:4] * (side - size + 1)).floor().minimum(side - size)
-        return torch.where(chosen[:, None, None, None], resize_and_pad(x, size, corner), x), ~chosen
+        return x.index_copy(0, rows, resize_and_pad(x[rows], size, corner)), ~chosen
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,11 @@ class TranslationInvariance(Transform):
             raise InputError(f"ti has a kernel of {self.kernel} pixels; an odd number >= 1 is needed")
 
     def smooth(self, grad: Tensor) -> Tensor:
-        """The gradient convolved with the kernel, channel by channel; zero beyond the edges."""
+        """The gradient convolved with the kernel, channel by channel; zero beyond the edges, (m, c, h, w)."""
         _need_pictures("ti", grad)
-        channels, half = grad.shape[1], self.kernel // 2
-        weight = _gaussian(self.kernel).to(grad)
-        rows = weight.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-        columns = weight.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-        grad = F.conv2d(grad, rows, padding=(half, 0), groups=channels)
-        return F.conv2d(grad, columns, padding=(0, half), groups=channels)
+        # as two matrix products: on a processor many times faster than a convolution channel by channel
+        rows, columns = (_smoother(self.kernel, side).to(grad) for side in grad.shape[-2:])
+        return rows @ grad @ columns.T
 
 
 @dataclass(frozen=True)
@@ -208,11 +207,14 @@ def resize_and_pad(x: Tensor, size: Tensor, corner: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _gaussian(kernel: int) -> Tensor:
-    """A Gaussian over `kernel` pixels that covers three standard deviations to each side, summing to 1."""
+def _smoother(kernel: int, side: int) -> Tensor:
+    """The (side, side) matrix that convolves a line with a Gaussian over `kernel` pixels, summing to 1."""
     place = torch.linspace(-3.0, 3.0, kernel) if kernel > 1 else torch.zeros(1)
     weight = (-0.5 * place.square()).exp()
-    return weight / weight.sum()
+    pixel = torch.arange(side)
+    tap = pixel[None, :] - pixel[:, None] + kernel // 2
+    inside = (tap >= 0) & (tap < kernel)
+    return torch.where(inside, (weight / weight.sum())[tap.clamp(0, kernel - 1)], 0.0)
 
 
 def _need_pictures(name: str, x: Tensor) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, Adam, Tradeoff, clamp, dual, norm, reached, starts
+from sparring.attacks.minimum_norm.parts import TINY, Adam, Rounds, clamp, dual, norm, reached, starts
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
@@ -17,10 +17,6 @@ from sparring.core.registry import Card, attack
 from sparring.core.runner import Gradient, Run
 from sparring.core.threat import Access
 
-# A round is looked at so many times: has it stalled, and did it succeed lately?
-CHECKS = 10
-# A check finds a stall where the objective fell by less than this share since the last one.
-STALL = 1e-4
 # In Linf a success at distance d leaves changes up to this share of d free of cost.
 FREE = 0.9
 # tanh never reaches the bounds: an input on them starts so far out, as a share of the half width.
@@ -38,25 +34,17 @@ class Descent:
         x: the current point.
         w: the variable that is optimised: the point itself, or its inverse hyperbolic tangent.
         adam: moments of the gradient with respect to w.
-        c: the constant and its bracket.
+        rounds: the constant and where the sample is.
         tau: in Linf, the change per element that costs nothing.
         pace: the step size at the beginning of this round.
-        age: steps taken in this round.
-        round: rounds finished.
-        hit: whether a success was seen since the last check.
-        mark: the objective at the last check.
     """
 
     x: Tensor
     w: Tensor
     adam: Adam
-    c: Tradeoff
+    rounds: Rounds
     tau: Tensor
     pace: Tensor
-    age: Tensor
-    round: Tensor
-    hit: Tensor
-    mark: Tensor
 
 
 class Pixels:
@@ -176,24 +164,23 @@ class CW(Attack):
             delta = s.x - run.x
             gap = (self.confidence - g.loss).clamp(min=0.0)
             success = reached(run, g.scores) & (gap == 0)
-            s.hit = s.hit | success
             if linf:
                 s.tau = torch.where(success, torch.minimum(s.tau, FREE * run.space.distance(delta)), s.tau)
             cost, slope = excess(delta, s.tau) if linf else (delta.flatten(1).square().sum(1), 2.0 * delta)
-            slope -= g.grad * per_sample(s.c.value * (gap > 0), delta)
-            rate = s.pace * (0.505 + 0.495 * torch.cos(math.pi / self.steps * s.age))
+            slope -= g.grad * per_sample(s.rounds.c * (gap > 0), delta)
+            rate = s.pace * (0.505 + 0.495 * torch.cos(math.pi / self.steps * s.rounds.age))
             s.w = s.w + s.adam.step(box.pull(slope, s.x), 1.0).mul_(per_sample(rate, delta))
-            s.age = s.age + 1
             s.x, s.w = box.point(s.w)
-            self._end_rounds(run, s, box, cost + s.c.value * gap)
+            over = s.rounds.advance(cost + s.rounds.c * gap, success, self.steps, not self.abort_early)
+            if bool(over.any()):
+                self._next_round(run, s, box, over)
 
     def _start(self, run: Run, box: Pixels) -> Descent:
         """Round 0, step 0, at the start."""
         w = box.variable(starts(run))
         x, w = box.point(w)
         zero = x.new_zeros(len(x))
-        no, far = zero > 0, zero + torch.inf
-        return Descent(x, w, Adam.start(w), Tradeoff.start(w, self.const), far, zero.clone(), zero.clone(), zero.clone(), no, far.clone())
+        return Descent(x, w, Adam.start(w), Rounds.start(w, self.const), zero + torch.inf, zero)
 
     def _first_pace(self, run: Run, s: Descent, box: Pixels, g: Gradient) -> None:
         """Set tau and the step by the distance to the linearised boundary, where nothing better is known yet."""
@@ -208,27 +195,16 @@ class CW(Attack):
         spread = 1.0 if math.isinf(run.space.p) else math.sqrt(run.x[0].numel())
         return box.pace(PACE * distance / spread)
 
-    def _end_rounds(self, run: Run, s: Descent, box: Pixels, objective: Tensor) -> None:
-        """Move on to the next round where this one is over or stalls."""
-        check = s.age % max(1, self.steps // CHECKS) == 0
-        over = s.age >= self.steps
-        if self.abort_early:
-            over = over | (check & (objective > (1.0 - STALL) * s.mark))
-        s.mark = torch.where(check, objective, s.mark)
-        if bool(over.any()):
-            s.c.settle(over, s.hit)
-            index = over.nonzero().squeeze(1)
-            best, distance = run.best()
-            known = torch.isfinite(distance)
-            s.tau = torch.where(over & known, FREE * distance, s.tau)
-            s.pace = torch.where(over, torch.where(known, self._pace(run, box, distance), GROW * s.pace), s.pace)
-            s.w[index] = box.variable(best[index])
-            s.x, s.w = box.point(s.w)
-            s.adam.reset(index)
-            s.age, s.round = torch.where(over, 0.0, s.age), s.round + over
-            s.mark = torch.where(over, torch.inf, s.mark)
-            run.give_up(s.round >= self.rounds)
-        s.hit = s.hit & ~(check | over)
+    def _next_round(self, run: Run, s: Descent, box: Pixels, over: Tensor) -> None:
+        """Begin a round at the best success so far, where one is `over`."""
+        best, distance = run.best()
+        known, index = torch.isfinite(distance), over.nonzero().squeeze(1)
+        s.tau = torch.where(over & known, FREE * distance, s.tau)
+        s.pace = torch.where(over, torch.where(known, self._pace(run, box, distance), GROW * s.pace), s.pace)
+        s.w[index] = box.variable(best[index])
+        s.x, s.w = box.point(s.w)
+        s.adam.reset(index)
+        run.give_up(s.rounds.done >= self.rounds)
 
 
 def excess(delta: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, Tradeoff, clamp, norm, reached, starts
+from sparring.attacks.minimum_norm.parts import TINY, Rounds, clamp, norm, reached, starts
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.losses import get_loss
@@ -23,11 +24,7 @@ L2W=1.
 class Descent:
     x: Tensor
     last: Tensor
-    c: Tradeoff
-    age: Tensor
-    round: Tensor
-    hit: Tensor
-    mark: Tensor
+    rounds: Rounds
     pace: Tensor
 
 
@@ -45,34 +42,26 @@ class EAD(Attack):
     def search(self, run: Run) -> None:
         loss=get_loss("margin")
         x=starts(run); z=x.new_zeros(len(x))
-        s=run.begin(Descent(x,x.clone(),Tradeoff.start(x,self.const),z.clone(),z.clone(),z>0,z+torch.inf,z+self.step_size))
+        s=run.begin(Descent(x,x.clone(),Rounds.start(x,self.const),z+self.step_size))
         for t in run.steps(self.steps*self.rounds):
             g=run.gradient(s.x,loss)
             d=s.x-run.x
             gap=(self.confidence-g.loss).clamp(min=0)
-            s.hit=s.hit|(reached(run,g.scores)&(gap==0))
-            obj=d.flatten(1).square().sum(1)+self.beta*d.flatten(1).abs().sum(1)+s.c.value*gap
-            slope=L2W*2*d-g.grad*per_sample(s.c.value*(gap>0),d)
+            obj=d.flatten(1).square().sum(1)+self.beta*d.flatten(1).abs().sum(1)+s.rounds.c*gap
+            slope=L2W*2*d-g.grad*per_sample(s.rounds.c*(gap>0),d)
             if REL and t==0:
-                s.pace=REL*(g.loss.abs()/norm(g.grad,2).square().clamp(min=TINY))   # step on f alone that reaches plane
-            lr=s.pace*(1-s.age/self.steps).sqrt()
+                s.pace=REL*(g.loss.abs()/norm(g.grad,math.inf).clamp(min=TINY))   # step on f alone that reaches plane
+            lr=s.pace*(1-s.rounds.age/self.steps).sqrt()
             q=d-per_sample(lr,d)*slope
-            q=q.sign()*(q.abs()-self.beta*(1 if not REL else 1)).clamp(min=0)
+            bt=per_sample(s.pace,d) if REL else self.beta
+            q=q.sign()*(q.abs()-bt).clamp(min=0)
             new=clamp(run,run.x+q)
-            s.age=s.age+1
-            k=(s.age/(s.age+3)) if MOM else 0*s.age
+            k=((s.rounds.age+1)/(s.rounds.age+4)) if MOM else 0*s.rounds.age
             s.x=clamp(run,new+per_sample(k,new)*(new-s.last)); s.last=new
-            chk=(s.age%max(1,self.steps//10)==0)
-            over=s.age>=self.steps
-            if self.abort_early: over=over|(chk&(obj>.9999*s.mark))
-            s.mark=torch.where(chk,obj,s.mark)
+            over=s.rounds.advance(obj,reached(run,g.scores)&(gap==0),self.steps,not self.abort_early)
             if bool(over.any()):
-                s.c.settle(over,s.hit)
                 i=over.nonzero().squeeze(1)
                 b,dist=run.best(); known=torch.isfinite(dist)
                 src=b if WARM else run.x
                 s.x[i]=src[i]; s.last[i]=src[i]
-                s.age=torch.where(over,0.,s.age); s.round=s.round+over; s.mark=torch.where(over,torch.inf,s.mark)
-                s.pace=torch.where(over&~known,s.pace*DBL,s.pace)
-                run.give_up(s.round>=self.rounds)
-            s.hit=s.hit&~(chk|over) if WARM else s.hit&~over
+                run.give_up(s.rounds.done>=self.rounds)

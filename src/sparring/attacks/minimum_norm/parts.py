@@ -15,6 +15,10 @@ from sparring.core.runner import Run
 
 # Quotients by a norm below this would be noise: a gradient that small is treated as none.
 TINY = 1e-12
+# A round of a descent is looked at so many times: has it stalled, and did it succeed lately?
+CHECKS = 10
+# It has stalled where its lowest objective fell by less than this share since the last check.
+STALL = 1e-4
 
 
 def cosine(first: float, last: float, t: int, count: int) -> float:
@@ -95,32 +99,69 @@ def unit(gradient: Tensor, run: Run, stream: tuple[str | int, ...]) -> Tensor:
 
 
 @dataclass
-class Tradeoff:
-    """Bisection on the constant c that weighs the victim's loss against the distance, one per sample.
+class Rounds:
+    """Descents one after another with a constant c between the victim's loss and the distance, each sample at its own pace.
+
+    c rises tenfold until a round succeeds and is bisected from then on. A round ends after so many steps, or when its lowest
+    objective has stopped falling. It succeeds by what it did since its last check: rounds may start at a success.
 
     Attributes:
-        value: c, (m,).
+        c: the constant, (m,).
         low: the largest c that failed, (m,).
         high: the smallest c that succeeded, infinite before, (m,).
+        age: steps taken in this round, (m,).
+        done: rounds finished, (m,).
+        hit: whether a success was seen since the last check, bool (m,).
+        lowest: the lowest objective since the last check, (m,).
+        mark: the lowest objective of this round before that, (m,).
     """
 
-    value: Tensor
+    c: Tensor
     low: Tensor
     high: Tensor
+    age: Tensor
+    done: Tensor
+    hit: Tensor
+    lowest: Tensor
+    mark: Tensor
 
     @classmethod
-    def start(cls, like: Tensor, value: float) -> Tradeoff:
-        """c = value for every sample of `like`, nothing known."""
-        m = like.shape[0]
-        c = torch.full((m,), value, dtype=like.dtype, device=like.device)
-        return cls(c, torch.zeros_like(c), torch.full_like(c, torch.inf))
+    def start(cls, like: Tensor, c: float) -> Rounds:
+        """The first round of every sample of `like`."""
+        zero = like.new_zeros(like.shape[0])
+        far = torch.full_like(zero, torch.inf)
+        return cls(zero + c, zero, far, zero, zero, zero > 0, far, far)
 
-    def settle(self, over: Tensor, hit: Tensor) -> None:
-        """Move c where a round is `over`, bool (m,): down where it was a `hit`, up where not (tenfold until one succeeds)."""
-        self.high = torch.where(over & hit, torch.minimum(self.high, self.value), self.high)
-        self.low = torch.where(over & ~hit, torch.maximum(self.low, self.value), self.low)
-        middle = torch.where(torch.isinf(self.high), 10.0 * self.value, (self.low + self.high) / 2.0)
-        self.value = torch.where(over, middle, self.value)
+    def advance(self, objective: Tensor, success: Tensor, steps: int, patient: bool) -> Tensor:
+        """Count a step.
+
+        Args:
+            objective: what the round minimises, (m,).
+            success: which points reach the goal, bool (m,).
+            steps: the most steps of a round.
+            patient: let rounds that have stalled go on.
+
+        Returns:
+            The samples whose round is over, bool (m,); their c has moved and their next round has begun.
+        """
+        self.age = self.age + 1
+        self.hit = self.hit | success
+        self.lowest = torch.minimum(self.lowest, objective)
+        check = self.age % max(1, steps // CHECKS) == 0
+        over = self.age >= steps
+        if not patient:
+            over = over | (check & (self.lowest > (1.0 - STALL) * self.mark))
+        self.mark = torch.where(check, torch.minimum(self.mark, self.lowest), self.mark)
+        self.lowest = torch.where(check, torch.inf, self.lowest)
+        if bool(over.any()):
+            self.high = torch.where(over & self.hit, torch.minimum(self.high, self.c), self.high)
+            self.low = torch.where(over & ~self.hit, torch.maximum(self.low, self.c), self.low)
+            middle = torch.where(torch.isinf(self.high), 10.0 * self.c, (self.low + self.high) / 2.0)
+            self.c = torch.where(over, middle, self.c)
+            self.age, self.done = torch.where(over, 0.0, self.age), self.done + over
+            self.lowest, self.mark = torch.where(over, torch.inf, self.lowest), torch.where(over, torch.inf, self.mark)
+        self.hit = self.hit & ~(check | over)
+        return over
 
 
 @dataclass

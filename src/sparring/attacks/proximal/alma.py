@@ -83,7 +83,7 @@ class Walk:
         cost="steps x (forward + backward)",
         caveats="The first step's length matters: first_move is for pictures of a few hundred to a few thousand numbers in L2, and "
         "half the bounds' width in L1. With a hundred steps take alpha=0.5.",
-        floor={"l2": 100.0, "l1": 100.0},
+        floor={"l2": 0.4, "l1": 0.8},
     )
 )
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,16 @@ class ALMA(Attack):
         x = starts(run)
         one = torch.ones_like(x.flatten(1)[:, 0])
         s = run.begin(
-            Walk(x, torch.ones_like(x), torch.zeros_like(x), self.mu * one, self.rho * one, one, torch.inf * one, (self.steps + 1) * one)
+            Walk(
+                x=x,
+                square=torch.ones_like(x),
+                velocity=torch.zeros_like(x),
+                mu=self.mu * one,
+                rho=self.rho * one,
+                rate=one,
+                mark=torch.inf * one,
+                since=(self.steps + 1) * one,
+            )
         )
         climb = Loss("logit_ratio", lambda z, y: -ratio(z, y, run.goal), lambda z, y, _: -ratio(z, y, run.goal))
         for t in run.steps(self.steps):
@@ -138,12 +147,28 @@ class ALMA(Attack):
             s.square = s.square.lerp(slope.square(), 1.0 - alpha)
             s.velocity = alpha * s.velocity + slope / (s.square.sqrt() + 1e-8)
             if t == 0:  # the first step is as long as it is told to be
-                s.rate = first_move / norm(s.velocity, p).clamp(min=TINY)
+                s.rate = self._first_rate(run, s, scale, first_move)
             # steps stay long until a first success, and then decay over the steps that are left
-            share = ((t - s.since) / (self.steps - s.since)).clamp(min=0.0)
+            share = torch.where(s.since <= t, (t - s.since) / (self.steps - s.since), 0.0)
             s.x = clamp(run, s.x - s.velocity * per_sample(scale * s.rate * DECAY**share, delta))
         if len(run.rows):
             run.evaluate(s.x)
+
+    @staticmethod
+    def _first_rate(run: Run, s: Walk, scale: float, length: float) -> Tensor:
+        """The rate at which the first step, cut at the bounds, is as long as wanted, (m,)."""
+        along, p = s.velocity, run.space.p
+        low = length / norm(along, p).clamp(min=TINY)
+        high = 1e4 * low
+        for _ in range(24):  # halving the logarithm of a range of 1e4
+            middle = (low * high).sqrt()
+            moved = clamp(run, s.x - along * per_sample(scale * middle, along)) - s.x
+            short = norm(moved, p) < scale * length
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        # where the bounds do not let it come so far, the uncut length decides
+        return torch.where(
+            high < 9e3 * length / norm(along, p).clamp(min=TINY), low, length / norm(along, p).clamp(min=TINY)
+        )
 
     def _follow(self, s: Walk, gap: Tensor, hit: Tensor, t: int, alpha: float) -> None:
         """Move the multiplier to the penalty's slope, and steepen the penalty where nothing improves."""

@@ -92,7 +92,7 @@ class Bandits(Attack):
             u = s.noise[:, t % AHEAD] / (c * tile[1] * tile[2]) ** 0.5
             v = s.prior.tanh() if bounded else s.prior
             both = torch.stack([_unit(_spread(v + e, run.x)) for e in (explore * u, -explore * u)], dim=1)
-            value = ask_several(run, project_several(run, s.x[:, None] + probe * both), loss).nan_to_num(nan=0.0)
+            value = ask_several(run, project_several(run, s.x[:, None] + probe * both), loss).value.nan_to_num(nan=0.0)
             slope = ((value[:, 0] - value[:, 1]) / (probe * explore))[:, None, None, None]
             # with v = tanh(z) the exponentiated gradient v <- (p e^{rg} - q e^{-rg}) / (p e^{rg} + q e^{-rg}) is z <- z + r g
             s.prior = s.prior + rate * slope * explore * u

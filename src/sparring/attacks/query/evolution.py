@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparring.attacks.gradient.parts import start_at
-from sparring.attacks.query.parts import as_pictures, ask_several, bar, budget, loss_for, lowest, positive, project_several
+from sparring.attacks.query.parts import (
+    as_pictures,
+    ask_several,
+    bar,
+    budget,
+    loss_for,
+    lowest,
+    positive,
+    project_several,
+)
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
@@ -92,13 +101,13 @@ class Evolution(Attack):
                 noise = run.rng.normal((self.children, *shape), ("mutation", t)).to(litter.dtype)
                 litter = litter + noise * per_sample(s.step, noise)
             pictures = _render(run, s.base, litter)
-            value = ask_several(run, pictures, loss).nan_to_num(nan=torch.finfo(s.bar.dtype).min)
-            best, which = value.max(1)
+            value, scores = ask_several(run, pictures, loss)
+            best, which = value.nan_to_num(nan=torch.finfo(s.bar.dtype).min).max(1)
             rose = best > s.bar
             row = torch.arange(len(which), device=which.device)
             s.genes = torch.where(per_sample(rose, s.genes), litter[row, which], s.genes)
             s.x = torch.where(per_sample(rose, s.x), pictures[row, which], s.x)
-            s.bar = torch.where(rose, bar(best), s.bar)
+            s.bar = torch.where(rose, bar(best, scores[row, which]), s.bar)
             if t:
                 s.step = s.step * torch.where(rose, math.exp(0.8 / self.damping), math.exp(-0.2 / self.damping))
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.attacks.query.parts import as_pictures, ask_several, bar, budget, clamp, positive
+from sparring.attacks.query.parts import as_pictures, ask_several, budget, clamp, positive
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
@@ -80,7 +80,7 @@ class GenAttack(Attack):
 
     def search(self, run: Run) -> None:
         """Ask about one generation after another."""
-        positive(mutation=1.0 if self.mutation is None else self.mutation, reach=1.0 if self.reach is None else self.reach)
+        positive(mutation=self.mutation, reach=self.reach)
         if self.population < 2:
             raise InputError(f"population is {self.population}; an elite and at least one child are needed")
         count, loss = budget(run, self.queries), get_loss(self.loss)
@@ -91,7 +91,7 @@ class GenAttack(Attack):
         s = run.begin(Herd(run.x.clone(), first, worst, worst[:, 0], none, none))
         for t in run.steps(1 + -(-max(0, count - size) // (size - 1))):
             asked = s.members if t == 0 else self._breed(run, s, t)
-            value = ask_several(run, self._render(run, asked), loss).nan_to_num(nan=torch.finfo(run.x.dtype).min)
+            value = ask_several(run, self._render(run, asked), loss).value.nan_to_num(nan=torch.finfo(run.x.dtype).min)
             if t == 0:
                 s.members, s.fitness = asked, value
             else:  # the elite's own fitness is known: it costs no query
@@ -106,7 +106,7 @@ class GenAttack(Attack):
     @staticmethod
     def _judge(s: Herd) -> None:
         """Count the generations without a better elite."""
-        rose = s.fitness[:, 0] > bar(s.best)
+        rose = s.fitness[:, 0] > s.best
         s.best = torch.where(rose, s.fitness[:, 0], s.best)
         s.idle = torch.where(rose, 0, s.idle + 1)
         over = s.idle >= PATIENCE

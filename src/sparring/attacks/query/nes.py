@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.gradient.parts import start_at
-from sparring.attacks.query.parts import GROUP, budget, estimate, positive, span
+from sparring.attacks.query.parts import budget, estimate, positive, span
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
@@ -83,15 +83,15 @@ class NES(Attack):
         """Estimate and step until the queries are spent."""
         positive(sigma=self.sigma, step=self.step, plateau=self.plateau)
         if self.samples < 2 or self.samples % 2:
-            raise InputError(f"samples is {self.samples}; an even number >= 2 is needed, since directions come in pairs")
+            raise InputError(f"samples is {self.samples}; directions come in pairs, so an even number >= 2 is needed")
         count, loss = budget(run, self.queries), get_loss(self.loss)
         lo, hi = span(run)
         shape, m = tuple(run.x.shape[1:]), len(run.x)
         zero, none = torch.zeros_like(run.x), run.x.new_zeros(m)
-        seen = torch.zeros(m, dtype=torch.int64, device=run.x.device)
-        state = Climb(start_at(run, random=False), zero, zero, none, none[:, None].repeat(1, self.plateau), seen, none + self.step)
-        s = run.begin(state)
+        past = none[:, None].repeat(1, self.plateau)
+        s = run.begin(Climb(start_at(run, random=False), zero, zero, none, past, none.long(), none + self.step))
         for t in run.steps(-(-count // self.samples)):
+
             def draw(j: int, group: int, t: int = t) -> Tensor:
                 return run.rng.normal((j, *shape), ("direction", t, group))
 

@@ -94,7 +94,7 @@ class OnePixel(Attack):
                 run.shrink()
                 if not len(run.rows):
                     return
-                value = ask_several(run, _paint(run, s.children[:, lo : lo + TOGETHER]), loss)
+                value = ask_several(run, _paint(run, s.children[:, lo : lo + TOGETHER]), loss).value
                 s.result[:, lo : lo + TOGETHER] = value.nan_to_num(nan=torch.finfo(value.dtype).min)
             fitter = s.result > s.fitness
             s.genes = torch.where(fitter[..., None, None], s.children, s.genes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from sparring.core.outputs import Prediction
 from sparring.core.runner import Run
 from sparring.core.threat import Targeted
 
-# A convolution's rounding changes with the batch: a smaller gain than this share of the loss is no gain, so that a
-# change which the victim does not see at all is refused in every batch alike.
+# A convolution's rounding changes with the batch: a smaller gain than this share of the largest score is no gain, so
+# that a change which the victim does not see at all is refused in every batch alike.
 GAIN = 1e-6
 # Candidates asked at once hold about so many numbers together: a few megabytes stay in the processor's cache.
 NUMBERS = 2**21
@@ -39,14 +39,14 @@ def budget(run: Run, own: int) -> int:
     return run.oracle.budget
 
 
-def positive(**values: float) -> None:
-    """Refuse hyper-parameters that are not above zero.
+def positive(**values: float | None) -> None:
+    """Refuse hyper-parameters that are not above zero; None stands for a default.
 
     Raises:
         InputError: the parameter's name and value.
     """
     for name, value in values.items():
-        if not value > 0:
+        if value is not None and not value > 0:
             raise InputError(f"{name} is {value!r}; a number above 0 is needed")
 
 
@@ -71,9 +71,9 @@ def lowest(like: Tensor) -> Tensor:
     return torch.full((len(like),), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
 
 
-def bar(loss: Tensor) -> Tensor:
-    """What a loss must exceed to be a gain over `loss` and not its rounding, elementwise."""
-    return loss + GAIN * loss.abs()
+def bar(loss: Tensor, scores: Tensor) -> Tensor:
+    """What another loss must exceed to be a gain over `loss`, (m,), that came from `scores`, (m, k), and not its rounding."""
+    return loss + GAIN * scores.abs().amax(1)
 
 
 def as_pictures(x: Tensor) -> Tensor:
@@ -111,12 +111,21 @@ def chunks(run: Run, count: int) -> Iterator[tuple[int, int]]:
         yield lo, min(count, lo + size)
 
 
-def ask_several(run: Run, candidates: Tensor, loss: Loss) -> Tensor:
-    """Ask about j candidates for each active sample, (m, j, ...); their losses (m, j), NaN where not granted."""
+class Answers(NamedTuple):
+    """What j candidates of each sample were answered: losses (m, j), NaN where not granted, and scores (m, j, k)."""
+
+    value: Tensor
+    scores: Tensor
+
+
+def ask_several(run: Run, candidates: Tensor, loss: Loss) -> Answers:
+    """Ask about j candidates for each active sample, (m, j, ...)."""
     m, j = candidates.shape[:2]
     rows = torch.arange(m, device=candidates.device).repeat_interleave(j)
     answer, _ = run.ask(candidates.flatten(0, 1), rows)
-    return loss(scores_of(answer), run.y[rows], run.goal.take(rows)).reshape(m, j)
+    scores = scores_of(answer)
+    value = loss(scores, run.y[rows], run.goal.take(rows))
+    return Answers(value.reshape(m, j), scores.reshape(m, j, scores.shape[1]))
 
 
 def project_several(run: Run, candidates: Tensor) -> Tensor:
@@ -162,12 +171,11 @@ def estimate(
             return False
         j = min(GROUP, pairs - lo)
         u = draw(j, group).to(s.x.dtype)
-        step = radius * u
-        value = ask_several(run, project_several(run, torch.cat([s.x[:, None] + step, s.x[:, None] - step], 1)), loss)
-        value = value.nan_to_num(nan=0.0)  # the queries that were not granted are the last of their sample
+        here, step = s.x[:, None], radius * u
+        both = project_several(run, torch.cat([here + step, here - step], dim=1))
+        value = ask_several(run, both, loss).value.nan_to_num(nan=0.0)  # a sample's last ones may not be granted
         slope = (value[:, :j] - value[:, j:]) / (2 * pairs)
         s.grad = s.grad + torch.bmm(slope[:, None], u.flatten(2)).reshape(s.x.shape)
         s.near = s.near + value.sum(1) / (2 * pairs)
     s.grad = s.grad / radius
     return True
-

@@ -91,10 +91,11 @@ class SimBA(Attack):
                     point = torch.where(per_sample(idle, q), run.space.project(run.x, s.x - q), point)
                     s.tried = s.tried | idle
             answer, _ = run.ask(point)
-            value = loss(scores_of(answer), run.y, run.goal)
+            scores = scores_of(answer)
+            value = loss(scores, run.y, run.goal)
             gain = value > s.bar
             s.x = torch.where(per_sample(gain, point), point, s.x)
-            s.bar = torch.where(gain, bar(value), s.bar)
+            s.bar = torch.where(gain, bar(value, scores), s.bar)
             if t:
                 done = gain | s.tried
                 s.at, s.tried = s.at + done.long(), ~done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -83,11 +84,12 @@ class SparseRS(Attack):
                 swap = _draw_swap(run, s, moving, t % AHEAD)
                 point = _recolour(run, s, swap)
             answer, _ = run.ask(point)
-            value = loss(scores_of(answer), run.y, run.goal)
+            scores = scores_of(answer)
+            value = loss(scores, run.y, run.goal)
             rows = (value > s.bar).nonzero().squeeze(1)
             if len(rows):
                 s.x.index_copy_(0, rows, point[rows])
-                s.bar.index_copy_(0, rows, bar(value[rows]))
+                s.bar.index_copy_(0, rows, bar(value[rows], scores[rows]))
                 if swap is not None:
                     out, into = swap.out[rows], swap.into[rows]
                     kept = s.order[rows]
@@ -121,7 +123,7 @@ class Swap:
 
 def _pixels(run: Run) -> int:
     """How many positions an input has."""
-    return run.x[0, 0].numel() if run.space.pixels and run.x.ndim > 2 else run.x[0].numel()
+    return math.prod(run.x.shape[2:] if run.space.pixels and run.x.ndim > 2 else run.x.shape[1:])
 
 
 def _allowed(run: Run) -> Tensor:

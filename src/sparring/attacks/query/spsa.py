@@ -62,7 +62,7 @@ class SPSA(Attack):
 
     def search(self, run: Run) -> None:
         """Estimate and step until the queries are spent."""
-        positive(delta=self.delta, learning_rate=1.0 if self.learning_rate is None else self.learning_rate)
+        positive(delta=self.delta, learning_rate=self.learning_rate)
         if self.samples < 1:
             raise InputError(f"samples is {self.samples}; at least one direction a step is needed")
         count, loss = budget(run, self.queries), loss_for(run, self.loss)
@@ -71,6 +71,7 @@ class SPSA(Attack):
         s = run.begin(Climb(start_at(run, random=False), zero, zero, zero, run.x.new_zeros(len(run.x))))
         steps = -(-count // (2 * self.samples))
         for t in run.steps(steps):
+
             def draw(j: int, group: int, t: int = t) -> Tensor:
                 return run.rng.signs((j, *shape), ("direction", t, group))
 

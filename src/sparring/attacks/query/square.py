@@ -83,12 +83,13 @@ class Square(Attack):
                 s.windows.draw(run, sides[t], t)
             point = s.windows.propose(run, s.x, sides[t], t - drawn) if t else s.x.clone()
             answer, _ = run.ask(point)
-            value = loss(scores_of(answer), run.y, run.goal)
+            scores = scores_of(answer)
+            value = loss(scores, run.y, run.goal)
             rows = (value > s.bar).nonzero().squeeze(1)
             if len(rows):
                 kept = point[rows]
                 s.x.index_copy_(0, rows, kept)
-                s.bar.index_copy_(0, rows, bar(value[rows]))
+                s.bar.index_copy_(0, rows, bar(value[rows], scores[rows]))
                 s.windows.accept(run, rows, kept)
 
     def share(self, t: int, count: int) -> float:

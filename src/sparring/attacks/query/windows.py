@@ -205,7 +205,7 @@ def _halves(height: int, width: int, p: int) -> Tensor:
     top = height // 2
     parts = [_hill(top, width, p)] if top else []
     both = torch.cat([*parts, -_hill(height - top, width, p)])
-    return both / torch.linalg.vector_norm(both, ord=p)
+    return _of_unit_norm(both, p)
 
 
 def _hill(height: int, width: int, p: int) -> Tensor:
@@ -215,8 +215,11 @@ def _hill(height: int, width: int, p: int) -> Tensor:
     tail = weight.flip(0).cumsum(0).flip(0)
     down = (torch.arange(height) - height // 2).abs()
     across = (torch.arange(width) - width // 2).abs()
-    hill = tail[torch.maximum(down[:, None], across[None, :])]
-    return hill / torch.linalg.vector_norm(hill, ord=p)
+    return _of_unit_norm(tail[torch.maximum(down[:, None], across[None, :])], p)
+
+
+def _of_unit_norm(x: Tensor, p: int) -> Tensor:
+    return x / x.abs().pow(p).sum().pow(1 / p)
 
 
 def tiling(shape: Sequence[int], p: int, rng: KeyedRandom, stream: tuple[str | int, ...]) -> Tensor:

@@ -93,7 +93,7 @@ class ZOO(Attack):
         s = run.begin(Descent(run.x.clone(), zero, zero, zero, zero, c, 0 * c, c + torch.inf, met))
         for t in run.steps(steps):
             if t and t % each == 0:
-                _next_constant(run, s)
+                _next_constant(s)
             where = run.rng.permutation(d, ("coordinates", t))[:, :chosen]
             met, slope = self._probe(run, s, where)
             s.met = s.met | met
@@ -134,13 +134,13 @@ class ZOO(Attack):
     def _probe(self, run: Run, s: Descent, where: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the goal is met at the point, bool (m,), and the margin's slopes along the coordinates, (m, j)."""
         loss = get_loss("margin")
-        here = ask_several(run, s.x[:, None], loss).squeeze(1)
+        here = ask_several(run, s.x[:, None], loss).value.squeeze(1)
         slopes = []
         for lo, hi in chunks(run, where.shape[1]):
             part = where[:, lo:hi, None]
             z = s.z[:, None].expand(-1, part.shape[1], -1)
             step = torch.zeros_like(z).scatter_(2, part, self.h)
-            value = ask_several(run, self._render(run, torch.cat([z + step, z - step], dim=1)), loss)
+            value = ask_several(run, self._render(run, torch.cat([z + step, z - step], dim=1)), loss).value
             value = (-value).clamp(min=0.0).nan_to_num(nan=0.0)
             slopes.append((value[:, : part.shape[1]] - value[:, part.shape[1] :]) / (2 * self.h))
         return here > 0, torch.cat(slopes, dim=1)
@@ -152,14 +152,14 @@ def _adam(s: Descent, where: Tensor, slope: Tensor, rate: float) -> None:
     first = 0.9 * s.first.gather(1, where) + 0.1 * slope
     second = 0.999 * s.second.gather(1, where) + 0.001 * slope.square()
     move = first / (1 - 0.9**age) / ((second / (1 - 0.999**age)).sqrt() + 1e-8)
-    s.age, s.first, s.second = s.age.scatter(1, where, age), s.first.scatter(1, where, first), s.second.scatter(1, where, second)
+    s.age, s.first = s.age.scatter(1, where, age), s.first.scatter(1, where, first)
+    s.second = s.second.scatter(1, where, second)
     s.z = s.z.scatter_add(1, where, -rate * move)
 
 
-def _next_constant(run: Run, s: Descent) -> None:
-    """Bisect or raise each sample's constant, and go back to the input."""
+def _next_constant(s: Descent) -> None:
+    """Bisect or raise each sample's constant; the descent goes on from where it stands."""
     s.high = torch.where(s.met, torch.minimum(s.high, s.constant), s.high)
     s.low = torch.where(s.met, s.low, torch.maximum(s.low, s.constant))
     s.constant = torch.where(s.high.isfinite(), (s.low + s.high) / 2, 10 * s.constant)
-    s.x, s.met = run.x.clone(), torch.zeros_like(s.met)
-    s.z = s.first = s.second = s.age = torch.zeros_like(s.z)
+    s.met = torch.zeros_like(s.met)

@@ -92,7 +92,6 @@ class JSMA(Attack):
             raise InputError("JSMA moves features to the victim's bounds, and this victim declares none")
         x = starts(run)
         features = run.x[0].numel() // (run.x.shape[1] if run.space.pixels else 1)
-        most = torch.full_like(x.flatten(1)[:, 0], self.gamma * features) if run.space.eps is None else run.space.eps
         s = run.begin(Picture(x, torch.zeros_like(x)))
         for _ in run.steps(int(features / self.theta) + 1):
             s.slope = run.gradient(s.x, OWN).grad
@@ -100,8 +99,7 @@ class JSMA(Attack):
             run.shrink()
             if not len(run.rows):
                 return
-            # an eps belongs to its sample, so it shrinks with the space; a share of the features is one number for all
-            limit = most[: len(run.rows)] if run.space.eps is None else run.space.eps
+            limit = self.gamma * features if run.space.eps is None else run.space.eps
             moved, useful = self._move(run, s, run.gradient(s.x, OTHERS).grad)
             useful = useful & (run.space.distance(moved - run.x) <= limit)
             s.x = moved

@@ -15,6 +15,9 @@ from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
 
+# Elements this much smaller than the largest are the victim's rounding, which Adam would blow up into whole steps.
+NOISE = 1e-5
+
 
 @dataclass
 class Walk:
@@ -40,11 +43,11 @@ class Walk:
 )
 @dataclass(frozen=True, kw_only=True)
 class SigmaZero(Attack):
-    """Sigma-zero: minimise max(-margin, 0) + (1/d) sum of delta_i^2 / (delta_i^2 + sigma) by Adam on gradients of largest element 1.
+    """Sigma-zero: minimise max(-margin, 0) + (1/d) sum of delta_i^2 / (delta_i^2 + sigma).
 
-    After every step delta is cut at the bounds, and changes below tau are set to zero; tau rises by t times the step size where
-    the last point was adversarial, and falls by as much elsewhere. A pixel of `L0(pixels=True)` counts once, by the sum of the
-    squares of its channels.
+    Adam steps on gradients scaled to a largest element of 1. After every step delta is cut at the bounds, and changes below tau are
+    set to zero; tau rises by t times the step size where the last point was adversarial, and falls by as much elsewhere. A pixel of
+    `L0(pixels=True)` counts once, by the sum of the squares of its channels.
 
     Args:
         steps: gradient steps; 1000 in the paper.
@@ -81,8 +84,10 @@ class SigmaZero(Attack):
             delta = (s.x - run.x).div_(scale)
             size = delta.square().sum(1, keepdim=True) if run.space.pixels else delta.square()
             slope = delta * (2.0 * self.sigma / features) / (size + self.sigma).square()
-            slope -= g.grad * per_sample(torch.where(hit, 0.0, scale), delta)  # the hinge is flat once the goal is reached
+            # the hinge is flat once the goal is reached
+            slope -= g.grad * per_sample(torch.where(hit, 0.0, scale), delta)
             slope /= per_sample(norm(slope, torch.inf).clamp(min=TINY), delta)
+            slope.masked_fill_(slope.abs() < NOISE, 0.0)
             delta = (clamp(run, run.x + scale * (delta + s.adam.step(slope, rate))) - run.x).div_(scale)
             rate = cosine(self.step_size, self.step_size / 10.0, t, self.steps)
             s.tau = (s.tau + self.adapt * rate * torch.where(hit, 1.0, -1.0)).clamp(0.0, 1.0)

@@ -104,7 +104,7 @@ class VFGA(Attack):
     @staticmethod
     def _spent(run: Run, x: Tensor) -> Tensor:
         """Bool (m,): which points have no feature left to change, by their eps or at all."""
-        changed = run.space.distance(x - run.x)
+        changed: Tensor = run.space.distance(x - run.x)
         every = x[0].numel() // (x.shape[1] if run.space.pixels else 1)
         spent = changed >= every
         return spent if run.space.eps is None else spent | (changed + 1 > run.space.eps)
