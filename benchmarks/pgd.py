@@ -89,7 +89,9 @@ def _foolbox(foolbox: Any, net: Any, x: torch.Tensor, y: torch.Tensor, eps: floa
     return run
 
 
-def _torchattacks(peer: Any, net: Any, x: torch.Tensor, y: torch.Tensor, eps: float, step: float) -> Callable[[], float]:
+def _torchattacks(
+    peer: Any, net: Any, x: torch.Tensor, y: torch.Tensor, eps: float, step: float
+) -> Callable[[], float]:
     attack = peer.PGD(net, eps=eps, alpha=step, steps=STEPS, random_start=True)
 
     def run() -> float:

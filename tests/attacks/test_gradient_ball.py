@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -281,7 +281,9 @@ def test_conjugate_directions_reach_the_top_of_a_quadratic_in_as_many_steps_as_i
     torch.testing.assert_close(z @ A, b[None], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("attack", [APGD(loss="margin"), APGD(), APGDT(), ACG()], ids=lambda a: f"{a.card.name}-{a.loss}")
+@pytest.mark.parametrize(
+    "attack", [APGD(loss="margin"), APGD(), APGDT(), ACG()], ids=lambda a: f"{a.card.name}-{a.loss}"
+)
 @pytest.mark.parametrize("ball", [sp.Linf, sp.L2, sp.L1])
 def test_on_linear_victims_it_succeeds_just_above_the_closed_form_and_nowhere_below(
     attack: sp.Attack, ball: type[sp.Linf] | type[sp.L2] | type[sp.L1]
@@ -347,7 +349,10 @@ def test_in_l1_the_wider_balls_claim_nothing() -> None:
     # within 3 eps everything breaks, within eps nothing does
     w = torch.tensor([[1.0] * 6, [-1.0] * 6])
     x = torch.full((4, 6), 0.6)
-    victim, y = tiny.linear(w, [0.0, 6.0]), torch.zeros(4, dtype=torch.int64)  # margin 2 * 3.6 - 6 = 1.2: least L1 is 0.6
+    victim, y = (
+        tiny.linear(w, [0.0, 6.0]),
+        torch.zeros(4, dtype=torch.int64),
+    )  # margin 2 * 3.6 - 6 = 1.2: least L1 is 0.6
     for attack in (APGD(steps=20), APGDT(steps=20)):
         short = attack(victim, x, y, sp.L1(0.4))
         assert short.outcomes == [Outcome.SURVIVED] * 4

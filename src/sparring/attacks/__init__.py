@@ -1,6 +1,7 @@
 """Floor 1: one method per file; importing this room registers them all."""
 
 from sparring.attacks.gradient import (
+    ACG,
     APGD,
     APGDT,
     BIM,
@@ -16,41 +17,97 @@ from sparring.attacks.gradient import (
     VNIFGSM,
     InputOptimisation,
 )
-from sparring.attacks.labels import Blur, Boundary, Contrast, HopSkipJump, Pointwise, RayS, SaltAndPepper, SignOPT
-from sparring.attacks.minimum_norm import CW, DDN, FMN, DeepFool
-from sparring.attacks.noise import GaussianNoise, UniformNoise
-from sparring.attacks.query import Square
-from sparring.attacks.semantic import Negative
+from sparring.attacks.labels import (
+    Blur,
+    Boundary,
+    Contrast,
+    HopSkipJump,
+    Pointwise,
+    RayS,
+    SaltAndPepper,
+    SignOPT,
+)
+from sparring.attacks.minimum_norm import (
+    CW,
+    DDN,
+    FAB,
+    FMN,
+    DeepFool,
+)
+from sparring.attacks.noise import (
+    GaussianNoise,
+    UniformNoise,
+)
+from sparring.attacks.proximal import (
+    ALMA,
+    PDPGD,
+)
+from sparring.attacks.query import (
+    NES,
+    SPSA,
+    ZOO,
+    Bandits,
+    Evolution,
+    GenAttack,
+    OnePixel,
+    SimBA,
+    SparseRS,
+    Square,
+)
+from sparring.attacks.semantic import (
+    Negative,
+)
+from sparring.attacks.sparse import (
+    JSMA,
+    VFGA,
+    SigmaZero,
+)
 
 __all__ = [
+    "ACG",
+    "ALMA",
     "APGD",
     "APGDT",
     "BIM",
     "CW",
     "DDN",
     "DIFGSM",
+    "FAB",
     "FGSM",
     "FMN",
+    "JSMA",
     "MIFGSM",
+    "NES",
     "NIFGSM",
+    "PDPGD",
     "PGD",
     "SIFGSM",
     "SINIFGSM",
+    "SPSA",
     "TIFGSM",
+    "VFGA",
     "VMIFGSM",
     "VNIFGSM",
+    "ZOO",
+    "Bandits",
     "Blur",
     "Boundary",
     "Contrast",
     "DeepFool",
+    "Evolution",
     "GaussianNoise",
+    "GenAttack",
     "HopSkipJump",
     "InputOptimisation",
     "Negative",
+    "OnePixel",
     "Pointwise",
     "RayS",
     "SaltAndPepper",
+    "SigmaZero",
     "SignOPT",
+    "SimBA",
+    "SparseRS",
     "Square",
     "UniformNoise",
 ]

@@ -36,7 +36,7 @@ class Walk:
         cost="steps x (forward + backward)",
         caveats="The norm moves by a factor 1 +- gamma a step: with few steps it can end that far from the boundary, and a "
         "victim whose distances are far from init_norm needs the first steps to get there.",
-        floor={"l2": 1.0},
+        floor={"l2": 0.42},
     )
 )
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 from sparring.attacks.minimum_norm.parts import TINY, box, clamp, dual, farthest, norm, polish, reached, starts
 from sparring.attacks.minimum_norm.projections import plane_step
 from sparring.core.attack import Attack
-from sparring.core.balls import per_sample
 from sparring.core.losses import Loss, get_loss
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
@@ -30,14 +29,15 @@ class Walk:
     Card(
         name="fab",
         title="Fast adaptive boundary",
-        paper="Croce and Hein 2020, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack, arXiv:1907.02044",
+        paper="Croce and Hein 2020, Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary "
+        "Attack, arXiv:1907.02044",
         access=Access.GRADIENTS,
         spaces=("l1", "l2", "linf"),
         minimal=True,
         cost="steps x (forward + one backward per class); with targets, targets x steps x (forward + backward)",
         caveats="It trusts the linearised boundary: victims whose gradients are masked or vanish look robust to it. Untargeted L1 "
         "and L2 on such victims want targets=9.",
-        floor={"l1": 100.0, "l2": 1.5, "linf": 0.3},
+        floor={"l1": 0.8, "l2": 0.42, "linf": 0.1},
     )
 )
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,9 @@ class FAB(Attack):
         """From scores to the true class and its highest-scoring rivals, int64 (m, j)."""
 
         def choose(scores: Tensor) -> Tensor:
-            return torch.cat([y[:, None], rivals_of(scores, y, None if self.classes is None else self.classes - 1)], dim=1)
+            return torch.cat(
+                [y[:, None], rivals_of(scores, y, None if self.classes is None else self.classes - 1)], dim=1
+            )
 
         return choose
 

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, box, clamp, cosine, dual, farthest, norm, reached, starts, unit, width
+from sparring.attacks.minimum_norm.parts import (
+    TINY,
+    box,
+    clamp,
+    cosine,
+    dual,
+    farthest,
+    norm,
+    reached,
+    starts,
+    unit,
+    width,
+)
 from sparring.attacks.minimum_norm.projections import caps, l0_keep, l1_threshold
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
@@ -48,7 +60,7 @@ class Walk:
         cost="steps x (forward + backward)",
         caveats="The step size decides: Linf and L0 want 10 on low-resolution pictures. Victims with flat margins can be left "
         "without any success, which counts as infinitely far.",
-        floor={"l0": 100.0, "l1": 100.0, "l2": 100.0, "linf": 1.0},
+        floor={"l0": 2.0, "l1": 0.8, "l2": 0.42, "linf": 0.1},
     )
 )
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,9 @@ def unit(gradient: Tensor, run: Run, stream: tuple[str | int, ...]) -> Tensor:
     flat = (length < TINY).nonzero().squeeze(1)
     if len(flat):
         tiny = gradient[flat]
-        scaled = tiny / tiny.abs().flatten(1).amax(1).clamp(min=torch.finfo(tiny.dtype).tiny).reshape(-1, *[1] * (tiny.ndim - 1))
+        scaled = tiny / tiny.abs().flatten(1).amax(1).clamp(min=torch.finfo(tiny.dtype).tiny).reshape(
+            -1, *[1] * (tiny.ndim - 1)
+        )
         noise = run.rng.take(flat).normal(tuple(tiny.shape[1:]), stream).to(tiny)
         dead = (tiny == 0).flatten(1).all(1)
         gradient = gradient.index_put((flat,), torch.where(dead.reshape(-1, *[1] * (tiny.ndim - 1)), noise, scaled))
