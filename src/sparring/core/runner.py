@@ -382,6 +382,9 @@ class Run:
         """Keep the first success of each sample, or the nearest where the smallest change is sought."""
         if not self.smallest:
             reached = reached & ~self.ledger.found[owner]
+        elif self.early_stop and space.limit is not None:
+            # near enough already: a further look, which it gets only while others of its batch go on, must not count
+            reached = reached & ~(self.ledger.best_cost[owner] <= space.limit)
         index = reached.nonzero().squeeze(1)
         if len(index):
             candidates = take(point, index)

@@ -73,6 +73,7 @@ class DeepFool(Attack):
             normal = slopes[:, 1:] - slopes[:, :1]
             s.total = s.total + self._nearest_step(gap, normal, run.space.p)
             s.x = run.space.without_limit().project(run.x, run.x + (1 + self.overshoot) * s.total)
+        run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
 

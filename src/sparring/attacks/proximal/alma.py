@@ -81,8 +81,7 @@ class Walk:
         spaces=("l2", "l1"),
         minimal=True,
         cost="steps x (forward + backward)",
-        caveats="The first step's length matters: first_move is for pictures of a few hundred to a few thousand numbers in L2, and "
-        "half the bounds' width in L1. With a hundred steps take alpha=0.5.",
+        caveats="The length of the first step decides: first_move=.1 suits victims that fall to small L2 changes.",
         floor={"l2": 0.4, "l1": 0.8},
     )
 )
@@ -95,7 +94,7 @@ class ALMA(Attack):
 
     Args:
         steps: gradient steps.
-        first_move: the length of the first step, in units of the bounds' width; None takes .1 in L2 and .5 in L1.
+        first_move: the length of the first step, in units of the bounds' width; the paper's .1 in L2 is too short for digits.
         alpha: of the running mean of the multiplier, of RMSprop and of its momentum: .9, or .5 for a hundred steps; None
             chooses by the steps.
         mu: the first multiplier.
@@ -112,7 +111,7 @@ class ALMA(Attack):
     """
 
     steps: int = 1000
-    first_move: float | None = None
+    first_move: float = 1.0
     alpha: float | None = None
     mu: float = 1.0
     rho: float = 1.0
@@ -122,7 +121,6 @@ class ALMA(Attack):
         """Descend while the multiplier follows the boundary."""
         scale, p = width(run), run.space.p
         alpha = (0.9 if self.steps > 300 else 0.5) if self.alpha is None else self.alpha
-        first_move = (0.5 if p == 1 else 0.1) if self.first_move is None else self.first_move
         x = starts(run)
         one = torch.ones_like(x.flatten(1)[:, 0])
         s = run.begin(
@@ -147,10 +145,11 @@ class ALMA(Attack):
             s.square = s.square.lerp(slope.square(), 1.0 - alpha)
             s.velocity = alpha * s.velocity + slope / (s.square.sqrt() + 1e-8)
             if t == 0:  # the first step is as long as it is told to be
-                s.rate = self._first_rate(run, s, scale, first_move)
+                s.rate = self._first_rate(run, s, scale, self.first_move)
             # steps stay long until a first success, and then decay over the steps that are left
             share = torch.where(s.since <= t, (t - s.since) / (self.steps - s.since), 0.0)
             s.x = clamp(run, s.x - s.velocity * per_sample(scale * s.rate * DECAY**share, delta))
+        run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
 

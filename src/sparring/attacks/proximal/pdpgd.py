@@ -103,6 +103,7 @@ class PDPGD(Attack):
             bound = math.log(FARTHEST)
             s.ratio = (s.ratio + torch.where(hit, -move, move)).clamp(-bound, bound)
             s.norm_weight = s.norm_weight.lerp(torch.sigmoid(-s.ratio), 1.0 - self.momentum)
+        run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
 

@@ -104,6 +104,7 @@ class JSMA(Attack):
             useful = useful & (run.space.distance(moved - run.x) <= limit)
             s.x = moved
             run.give_up(~useful)
+        run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
 

@@ -93,5 +93,6 @@ class SigmaZero(Attack):
             s.tau = (s.tau + self.adapt * rate * torch.where(hit, 1.0, -1.0)).clamp(0.0, 1.0)
             size = delta.abs().amax(1, keepdim=True) if run.space.pixels else delta.abs()
             s.x = torch.where(size < per_sample(s.tau, delta), run.x, clamp(run, run.x + scale * delta))
+        run.shrink()
         if len(run.rows):
             run.evaluate(s.x)

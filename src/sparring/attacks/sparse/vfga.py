@@ -98,6 +98,7 @@ class VFGA(Attack):
                     s.value = torch.where(better, value, s.value)
                     s.best = torch.where(per_sample(better, point), point, s.best)
             s.x = s.best
+        run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
 
