@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import sparring as sp
+import sparring.attacks.minimum_norm.fab
 import tiny
 from sparring.evaluation import Audit, audit
 

@@ -18,7 +18,7 @@ EPS = 0.06
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>',
-    "a|b`c*d_e\n# [f](javascript:alert(3)) & ' {{ 7*7 }}",
+    "{{ 7*7 }} a|b`c*d_e\n# [f](javascript:alert(3)) & '",
     "nul\x00 bell\x07 \ud800 ]]> </style> </td>",
 )
 NAME = "<b onmouseover='alert(4)'>&amp;\x1b[31m"

@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import re
+import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import sparring as sp
 import tiny
 from sparring.core import events
 from sparring.core.errors import InputError
-from sparring.evaluation import Audit, audit
+from sparring.evaluation import AttackSpec, Audit, audit
 from sparring.evaluation.progress import UnitFinished, UnitStarted
 from sparring.report import FORMS, write_report
 from sparring.report.gallery import amplification, as_pixels, exhibits
@@ -203,7 +204,8 @@ def test_the_attackers_powers_are_told_in_words(hostile: Audit, columns: Audit) 
         "may change the input by at most 0.5 in all (Euclidean length, L2; on a scale from -3 to 3)"
     )
     threat = sp.ThreatModel(sp.Linf(8 / 255), sp.Targeted(0), access="scores", queries=5000)
-    found = audit(tiny.trained(), tiny.pictures(8, seed=9), threat, attacks=["square"], curve=False, checks=False)
+    few = AttackSpec.of({"name": "square", "params": {"queries": 5}})
+    found = audit(tiny.trained(), tiny.pictures(8, seed=9), threat, attacks=[few], curve=False, checks=False)
     assert attacker(found) == (
         "may change every pixel by at most 0.03137 (8/255) on a scale from 0 to 1, wants the answer '0', sees nothing "
         "of the model but its scores and may ask it 5,000 times per input"
@@ -380,8 +382,6 @@ def test_a_run_that_has_seen_nothing_yet_has_one_too(tmp_path: Path) -> None:
 
 
 def test_lost_files_of_inputs_cost_the_gallery_alone(named: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(named, copy)
     for file in (copy / "adversarial").iterdir():

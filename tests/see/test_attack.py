@@ -150,7 +150,7 @@ def test_the_seed_decides(victim: Any) -> None:
 
 def test_names_that_do_not_exist(victim: Any) -> None:
     picture = sample_picture(0)
-    with pytest.raises(UnknownNameError, match="attack is called 'pdg'; close matches: pgd"):
+    with pytest.raises(UnknownNameError, match="attack is called 'pdg'; close matches: pdpgd, pgd"):
         sp.attack(picture, "pdg", model=victim)
     with pytest.raises(UnknownNameError, match="parameter of PGD is called 'step'; close matches: steps"):
         sp.attack(picture, "pgd", model=victim, step=3)

@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 def audit(
     plan: Annotated[
         Path | None,
-        typer.Argument(metavar="[PLAN]", help="A plan in TOML; flags say the common case.", show_default=False),
+        typer.Argument(metavar="PLAN", help="A plan in TOML; flags say the common case.", show_default=False),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="As for `sparring attack`, or python:package.module:name.")
@@ -63,7 +63,9 @@ def audit(
     target: Annotated[
         int | None, typer.Option("--target", help="The label to reach; without it any wrong one.")
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", "-p", help="fast, standard or thorough.")] = "standard",
+    preset: Annotated[
+        str | None, typer.Option("--preset", "-p", help="fast, standard (as usual) or thorough.", show_default=False)
+    ] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option("--attack", "-a", help="Attacks in the preset's place, by name; may be repeated."),
@@ -81,7 +83,7 @@ def audit(
 ) -> int:
     """Attack a model with a whole plan, worst case per sample, and say with evidence how robust it is.
 
-    Without arguments it audits the embedded digits.
+    Without a model it audits the embedded digits, by the fast preset where none is named.
     """
     from sparring.core.balls import NORMS
     from sparring.core.errors import UnknownNameError
@@ -114,7 +116,7 @@ def audit(
             model,
             data,
             threat,
-            preset=preset,
+            preset=preset or ("standard" if model or data else "fast"),
             plan=plan,
             run=folder,
             executor=executor,
@@ -191,6 +193,7 @@ def _tell(found: Audit) -> None:
             f"{row.seconds:.1f} s",
         )
         for row in found.attacks
+        if row.met
     ]
     say()
     print_table(("attack", "met", "broke", "still right", f"{found.confidence:.0%} interval", "time"), rows)
@@ -198,7 +201,7 @@ def _tell(found: Audit) -> None:
     say(verdict.sentence, {"robust": "bold green", "broken": "bold red"}.get(verdict.result, "bold yellow"))
     for reason in verdict.reasons:
         say(f"  {reason}")
-    say(f"Next: {verdict.next_step}")
+    say(f"Next: {verdict.next_step.replace('RUN', str(found.evidence.folder))}")
     say(f"Evidence: {found.evidence.folder}")
 
 

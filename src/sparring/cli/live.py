@@ -44,8 +44,12 @@ def tell_line(event: events.Event) -> None:
         done = f", {event.done} of them finished already" if event.done else ""
         say(f"{event.folder}: {event.samples:,} samples, {event.units} units{done}")
     elif isinstance(event, UnitFinished):
+        head = f"[{event.done}/{event.units}] {event.label} shard {event.shard}: "
+        if not event.met:
+            say(f"{head}none left")
+            return
         say(
-            f"[{event.done}/{event.units}] {event.label} shard {event.shard}: met {event.met}, broke {event.broke}, "
+            f"{head}met {event.met}, {'found' if event.role == 'curve' else 'broke'} {event.broke}, "
             f"robust {event.standing / max(1, event.seen):.1%} {event.interval} of {event.seen:,}, "
             f"{event.seconds:.1f} s, {pace(event.forwards + event.backwards, event.seconds)}"
         )
@@ -65,6 +69,7 @@ class Row:
     units: int = 0
     met: int = 0
     broke: int = 0
+    found: int = 0
     passes: int = 0
     seconds: float = 0.0
     standing: str = ""
@@ -107,7 +112,11 @@ class Board:
 
     def _finish(self, event: UnitFinished) -> None:
         row = self.rows[event.label]
-        row.units, row.met, row.broke = row.units + 1, row.met + event.met, row.broke + event.broke
+        row.units, row.met = row.units + 1, row.met + event.met
+        if event.role == "curve":
+            row.found += event.broke
+        else:
+            row.broke += event.broke
         row.passes, row.seconds = row.passes + event.forwards + event.backwards, row.seconds + event.seconds
         row.standing = f"{event.standing:,}"
         row.accuracy = f"{event.standing / max(1, event.seen):.1%} {event.interval}"
@@ -141,7 +150,7 @@ class Board:
                 label,
                 f"{row.units}/{self.shards}",
                 f"{row.met:,}",
-                f"{row.broke:,}",
+                f"{row.broke:,}" if not row.found else f"({row.found:,} found)",
                 row.standing,
                 row.accuracy,
                 rate,

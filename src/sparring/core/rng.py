@@ -139,7 +139,7 @@ class KeyedRandom:
         out = words.to(torch.float32)  # on [-2^31, 2^31]; rounding can reach the upper end, hence the clamp below it
         scale = (hi - lo) * 2.0**-32
         out = out.mul_(scale).add_((hi + lo) / 2).clamp_(lo, _below(hi))
-        return out.reshape(-1, *shape)
+        return out.reshape(len(self.ids), *shape)
 
     def normal(self, shape: tuple[int, ...], stream: tuple[str | int, ...] | str | int) -> Tensor:
         """Standard normal by Box and Muller's transform: float32 (n, ...)."""
@@ -150,7 +150,7 @@ class KeyedRandom:
         radius = radius.log_().mul_(-2.0).sqrt_()
         angle = words[:, half:].to(torch.float32).mul_(math.pi * 2.0**-31)
         out = torch.cat([radius * angle.cos(), angle.sin_().mul_(radius)], dim=1)
-        return out[:, :count].reshape(-1, *shape)
+        return out[:, :count].reshape(len(self.ids), *shape)
 
     def signs(self, shape: tuple[int, ...], stream: tuple[str | int, ...] | str | int) -> Tensor:
         """Rademacher draws, -1 or 1 with equal chances: float32 (n, ...). Thirty-two come from each word."""
@@ -158,13 +158,13 @@ class KeyedRandom:
         words = self.words((count + 31) // 32, stream)
         shifts = torch.arange(32, dtype=torch.int32, device=words.device)
         bits = (words[:, :, None] >> shifts) & 1
-        return bits.flatten(1)[:, :count].to(torch.float32).mul_(2).sub_(1).reshape(-1, *shape)
+        return bits.flatten(1)[:, :count].to(torch.float32).mul_(2).sub_(1).reshape(len(self.ids), *shape)
 
     def integers(self, shape: tuple[int, ...], stream: tuple[str | int, ...] | str | int, high: int | Tensor) -> Tensor:
         """Whole numbers on [0, high): int64 (n, ...); `high` is a number or one per sample (n,), below 2^31."""
         words = self.words(math.prod(shape), stream).long() & 0xFFFFFFFF
         bound = high[:, None] if isinstance(high, Tensor) else high
-        return ((words * bound) >> 32).reshape(-1, *shape)
+        return ((words * bound) >> 32).reshape(len(self.ids), *shape)
 
     def permutation(self, count: int, stream: tuple[str | int, ...] | str | int) -> Tensor:
         """A random order of 0..count-1 for each sample: int64 (n, count)."""

@@ -164,6 +164,7 @@ class Engine:
                 step=result.unit.step,
                 shard=result.unit.shard,
                 label=step.label,
+                role=step.role,
                 met=len(result.columns.get("sample", ())),
                 broke=result.broken,
                 seconds=result.seconds,

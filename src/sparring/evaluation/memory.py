@@ -25,7 +25,6 @@ def _trimmer() -> Callable[[int], Any] | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        trim: Callable[[int], Any] = ctypes.CDLL(None).malloc_trim
+        return ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):  # another C library than glibc
         return None
-    return trim

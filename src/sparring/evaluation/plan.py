@@ -59,6 +59,8 @@ class Plan:
         seed: of all randomness.
         checks: whether the soundness checks run.
         with_curve: whether the preset fills in a curve too; no part of the hash, which holds the curve itself.
+        surrogates: names of victims that the attacker owns, for the preset's transfer attacks; no part of the hash, which
+            holds those attacks.
         preset: the preset that an empty list of attacks is filled from, and a label afterwards.
         batch_size: samples attacked at once; no part of the hash.
         executor: "local" or "ray"; no part of the hash.
@@ -75,6 +77,7 @@ class Plan:
     seed: int = 0
     checks: bool = True
     with_curve: bool = field(default=True, compare=False)
+    surrogates: tuple[str, ...] = field(default=(), compare=False)
     preset: str = field(default="standard", compare=False)
     batch_size: int | None = field(default=None, compare=False)
     executor: str = field(default="local", compare=False)
@@ -120,7 +123,7 @@ class Plan:
 
     def table(self) -> dict[str, Any]:
         """Nested plain data, as TOML and `run.json` hold it."""
-        audit = {name: getattr(self, name) for name in _AUDIT_KEYS}
+        audit = {name: getattr(self, name) for name in _AUDIT_KEYS} | {"surrogates": list(self.surrogates) or None}
         audit |= {"victim": self.victim.table(), "data": self.data.table()}
         return {
             "audit": {k: v for k, v in audit.items() if v is not None},
@@ -150,6 +153,7 @@ class Plan:
         for key in audit:
             if key not in (*_AUDIT_KEYS, "victim", "data"):
                 raise UnknownNameError.among("key of [audit]", key, (*_AUDIT_KEYS, "victim", "data"))
+        audit["surrogates"] = tuple(audit.get("surrogates", ()))
         for name in ("claim", "confidence"):
             if name in audit:
                 audit[name] = toml.number(audit[name], name)
@@ -178,8 +182,19 @@ class Plan:
         return cls.from_table(table)
 
 
-_NOT_HASHED = ("with_curve", "preset", "batch_size", "executor", "claim", "confidence")
-_AUDIT_KEYS = ("with_curve", "preset", "shard", "seed", "checks", "batch_size", "executor", "claim", "confidence")
+_NOT_HASHED = ("surrogates", "with_curve", "preset", "batch_size", "executor", "claim", "confidence")
+_AUDIT_KEYS = (
+    "surrogates",
+    "with_curve",
+    "preset",
+    "shard",
+    "seed",
+    "checks",
+    "batch_size",
+    "executor",
+    "claim",
+    "confidence",
+)
 
 
 def _specs(tables: Any, what: str) -> tuple[AttackSpec, ...]:

@@ -52,8 +52,9 @@ class UnitFinished(Event):
 
     Attributes:
         step, shard: its address.
-        label: the step's label.
-        met, broke: samples that it met, and broke within the step's radius.
+        label, role: the step's.
+        met, broke: samples that it met, and broke within the step's own radius; on the curve that may be larger than the
+            audit's, or without end.
         seconds: wall time of the unit.
         forwards, backwards, queries: what it spent.
         done, units: units finished so far, of how many.
@@ -65,6 +66,7 @@ class UnitFinished(Event):
     step: int
     shard: int
     label: str
+    role: str
     met: int
     broke: int
     seconds: float

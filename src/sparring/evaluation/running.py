@@ -41,6 +41,7 @@ class AuditOptions(TypedDict, total=False):
         seed: of all randomness.
         shard: samples per unit of work; what is finished is kept unit by unit.
         curve: whether accuracy is measured against other eps as well (default True).
+        surrogates: names of victims that the attacker owns, for `thorough`'s transfer attack.
         checks: whether the soundness checks run (default True).
         claim: robust means: robust accuracy of at least this (default 0.5).
         confidence: of every interval and of the verdict (default 0.95).
@@ -51,6 +52,7 @@ class AuditOptions(TypedDict, total=False):
     seed: int
     shard: int
     curve: bool
+    surrogates: list[str]
     checks: bool
     claim: float
     confidence: float
@@ -170,6 +172,7 @@ def _plan(threat: ThreatModel, preset: str, options: AuditOptions) -> Plan:
         shard=options.get("shard", 256),
         seed=options.get("seed", 0),
         checks=options.get("checks", True),
+        surrogates=tuple(options.get("surrogates", ())),
         with_curve=options.get("curve", True),
         preset=preset if not attacks else "own",
     )

@@ -47,7 +47,7 @@ class Belief:
         cost="two queries a step",
         caveats="Its four step sizes were tuned on ImageNet networks; on others a tenfold change of `prior_rate` or "
         "`probe` can decide success. Square has nothing to tune.",
-        floor={"linf": 0.6, "l2": 0.5},
+        floor={"linf": 0.8, "l2": 0.9},
     )
 )
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class Parent:
         cost="one query for each child",
         caveats="A change of few tiles is quickly evolved and coarse to look at; where fine texture decides, raise "
         "`tiles`.",
-        floor={"linf": 0.8, "l2": 0.6},
+        floor={"linf": 0.8, "l2": 0.9},
     )
 )
 @dataclass(frozen=True, kw_only=True)

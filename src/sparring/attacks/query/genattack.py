@@ -52,7 +52,7 @@ class Herd:
         spaces=("linf",),
         cost="`population` queries, then population - 1 a generation",
         caveats="Thousands of queries; on large pictures it needs `side`. Square does the same with a tenth of them.",
-        floor={"linf": 0.7},
+        floor={"linf": 0.9},
     )
 )
 @dataclass(frozen=True, kw_only=True)

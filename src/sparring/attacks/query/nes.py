@@ -52,7 +52,7 @@ class Climb:
         cost="`samples` queries a step",
         caveats="It needs a thousand queries where Square needs tens; on victims whose scores are rounded or quantised "
         "the differences vanish: raise sigma.",
-        floor={"linf": 0.8, "l2": 0.6},
+        floor={"linf": 0.9, "l2": 0.9},
     )
 )
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class Herd:
         cost="`population` queries a generation",
         caveats="For a handful of pixels: with ten or more Sparse-RS finds them with far fewer queries. One pixel is "
         "enough on small pictures only.",
-        floor={"l0": 0.5},
+        floor={"l0": 0.9},
         aliases=("few-pixel",),
     )
 )
@@ -82,7 +82,7 @@ class OnePixel(Attack):
         size = min(400, max(10, count // 20)) if self.population is None else self.population
         if size < 4:
             raise InputError(f"population is {size}; a child needs three parents, so at least 4 members")
-        most = int(_allowed(run).max()) if len(run.x) else 0
+        most = max(1, int(_allowed(run).max()))
         genes = _first(run, most, size)
         low = run.x.new_full((len(run.x), size), torch.finfo(run.x.dtype).min)
         s = run.begin(Herd(run.x.clone(), genes, low, genes, low))
@@ -126,7 +126,7 @@ def _pixels(run: Run) -> Tensor:
 
 def _allowed(run: Run) -> Tensor:
     """How many pixels may change, int64 (m,)."""
-    return run.space.eps.floor().clamp(max=_pixels(run)[0, 0].numel() if len(run.x) else 0).long()  # type: ignore[no-any-return]
+    return run.space.eps.floor().clamp(max=_pixels(run)[0, 0].numel()).long()  # type: ignore[no-any-return]
 
 
 def _first(run: Run, most: int, size: int) -> Tensor:

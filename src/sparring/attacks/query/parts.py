@@ -121,9 +121,11 @@ class Answers(NamedTuple):
 def ask_several(run: Run, candidates: Tensor, loss: Loss) -> Answers:
     """Ask about j candidates for each active sample, (m, j, ...)."""
     m, j = candidates.shape[:2]
+    if j == 1:
+        scores = scores_of(run.ask(candidates.squeeze(1))[0])
+        return Answers(loss(scores, run.y, run.goal)[:, None], scores[:, None])
     rows = torch.arange(m, device=candidates.device).repeat_interleave(j)
-    answer, _ = run.ask(candidates.flatten(0, 1), rows)
-    scores = scores_of(answer)
+    scores = scores_of(run.ask(candidates.flatten(0, 1), rows)[0])
     value = loss(scores, run.y[rows], run.goal.take(rows))
     return Answers(value.reshape(m, j), scores.reshape(m, j, scores.shape[1]))
 
@@ -131,6 +133,8 @@ def ask_several(run: Run, candidates: Tensor, loss: Loss) -> Answers:
 def project_several(run: Run, candidates: Tensor) -> Tensor:
     """j candidates for each active sample, (m, j, ...), projected into its space."""
     m, j = candidates.shape[:2]
+    if j == 1:
+        return run.space.project(run.x, candidates.squeeze(1))[:, None]  # type: ignore[no-any-return]
     rows = torch.arange(m, device=candidates.device).repeat_interleave(j)
     flat = run.space.take(rows).project(run.x[rows], candidates.flatten(0, 1))
     return flat.reshape(candidates.shape)  # type: ignore[no-any-return]

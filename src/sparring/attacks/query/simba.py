@@ -48,7 +48,7 @@ class Walk:
         cost="one query, then one or two for each direction",
         caveats="Made for small Euclidean changes without a limit: inside a small Linf ball each step is cut to eps and "
         "Square needs a tenth of the queries.",
-        floor={"l2": 0.8, "linf": 0.6},
+        floor={"l2": 0.9, "linf": 0.9},
     )
 )
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class SimBA(Attack):
 
     def _order(self, run: Run) -> Tensor:
         """The directions of each sample in the order they are tried, int64 (m, d)."""
-        d = run.x[0].numel() if len(run.x) else 0
+        d = run.x[0].numel()
         if self.basis == "pixel":
             return run.rng.permutation(d, "order")
         _, c, h, w = as_pictures(run.x).shape

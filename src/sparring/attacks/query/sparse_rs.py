@@ -48,7 +48,7 @@ class Walk:
         cost="one query a step, at most the budget",
         caveats="It sets pixels to the corners of the colour cube, and uses all that eps allows: it does not look for "
         "fewer pixels or for unobtrusive ones.",
-        floor={"l0": 0.8},
+        floor={"l0": 0.9},
     )
 )
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def _start(run: Run) -> tuple[Tensor, Tensor]:
     """k random pixels at random corners, and the order that tells which."""
     order = run.rng.permutation(_pixels(run), "place")
     k = _allowed(run)
-    most = int(k.max()) if len(k) else 0
+    most = max(1, int(k.max()))
     words = run.rng.integers((most, 2), "colour", 2**30)
     c = _flat(run, run.x).shape[1]
     place = order[:, :most]

@@ -38,7 +38,7 @@ class Climb:
         spaces=("linf", "l2"),
         cost="2 x samples queries a step",
         caveats="A probe of masked gradients, not a thrifty attack: the paper spends thousands of directions a step.",
-        floor={"linf": 0.8, "l2": 0.6},
+        floor={"linf": 0.9, "l2": 0.9},
     )
 )
 @dataclass(frozen=True, kw_only=True)

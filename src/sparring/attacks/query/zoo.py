@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.attacks.query.parts import as_pictures, ask_several, budget, chunks, clamp, positive
+from sparring.attacks.query.parts import as_pictures, ask_several, budget, chunks, clamp, positive, span
 from sparring.core.attack import Attack
 from sparring.core.errors import InputError
 from sparring.core.losses import get_loss
@@ -52,7 +52,7 @@ class Descent:
         cost="2 x coordinates + 1 queries a step",
         caveats="Hundreds of thousands of queries for a picture: history, and a yardstick for the thrifty. On large "
         "pictures it needs `side`.",
-        floor={"l2": 2.0},
+        floor={"l2": 0.5},
     )
 )
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +64,17 @@ class ZOO(Attack):
     Args:
         queries: queries per sample where the threat model names no number, shared by the searches.
         coordinates: coordinates a step.
-        learning_rate: of Adam, in raw units.
-        constant: the first c; tenfold until a success is seen, then bisected.
+        learning_rate: of Adam, as a share of the victim's range; None takes the paper's .01, or where the budget visits
+            each coordinate so seldom that this leads nowhere, one range over the number of visits, at most .3.
+        constant: the first c; tenfold until a success is seen, then bisected. The descent goes on from where it stands.
         searches: values of c.
-        h: the finite difference, in raw units.
+        h: the finite difference, as a share of the victim's range.
         side: optimise a picture of this side, spread bilinearly over the input; None optimises every element.
     """
 
     queries: int = 100_000
     coordinates: int = 128
-    learning_rate: float = 0.01
+    learning_rate: float | None = None
     constant: float = 0.01
     searches: int = 9
     h: float = 1e-4
@@ -88,6 +89,8 @@ class ZOO(Attack):
         chosen = min(self.coordinates, d)
         steps = -(-budget(run, self.queries) // (2 * chosen + 1))
         each = max(1, -(-steps // self.searches))
+        rate = min(0.3, max(0.01, d / (steps * chosen))) if self.learning_rate is None else self.learning_rate
+        unit = self._unit(run)
         zero, c = run.x.new_zeros(m, d), run.x.new_full((m,), self.constant)
         met = torch.zeros(m, dtype=torch.bool, device=run.x.device)
         s = run.begin(Descent(run.x.clone(), zero, zero, zero, zero, c, 0 * c, c + torch.inf, met))
@@ -95,12 +98,18 @@ class ZOO(Attack):
             if t and t % each == 0:
                 _next_constant(s)
             where = run.rng.permutation(d, ("coordinates", t))[:, :chosen]
-            met, slope = self._probe(run, s, where)
+            met, slope = self._probe(run, s, where, self.h * unit)
             s.met = s.met | met
-            _adam(s, where, self._pull(run, s.z).gather(1, where) + s.constant[:, None] * slope, self.learning_rate)
+            slope = self._pull(run, s.z).gather(1, where) + s.constant[:, None] * slope
+            _adam(s, where, slope, rate * unit[where])
             s.x = self._render(run, s.z[:, None])[:, 0]
             if self.side is None:  # the bounds hold back each element for itself
                 s.z = (s.x - run.x).flatten(1)
+
+    def _unit(self, run: Run) -> Tensor:
+        """The victim's range at each coordinate of the attack space, (d,)."""
+        lo, hi = (bound.expand(run.x.shape[1:]) for bound in span(run))
+        return (hi - lo).flatten() if self.side is None else (hi - lo).mean().expand(math.prod(self._shape(run)))
 
     def _shape(self, run: Run) -> tuple[int, ...]:
         """The shape of a change in the attack space."""
@@ -131,7 +140,7 @@ class ZOO(Attack):
             length = self._spread(run, leaf).square().sum()
         return torch.autograd.grad(length, leaf)[0]
 
-    def _probe(self, run: Run, s: Descent, where: Tensor) -> tuple[Tensor, Tensor]:
+    def _probe(self, run: Run, s: Descent, where: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the goal is met at the point, bool (m,), and the margin's slopes along the coordinates, (m, j)."""
         loss = get_loss("margin")
         here = ask_several(run, s.x[:, None], loss).value.squeeze(1)
@@ -139,14 +148,14 @@ class ZOO(Attack):
         for lo, hi in chunks(run, where.shape[1]):
             part = where[:, lo:hi, None]
             z = s.z[:, None].expand(-1, part.shape[1], -1)
-            step = torch.zeros_like(z).scatter_(2, part, self.h)
+            step = torch.zeros_like(z).scatter_(2, part, h[part])
             value = ask_several(run, self._render(run, torch.cat([z + step, z - step], dim=1)), loss).value
             value = (-value).clamp(min=0.0).nan_to_num(nan=0.0)
-            slopes.append((value[:, : part.shape[1]] - value[:, part.shape[1] :]) / (2 * self.h))
+            slopes.append((value[:, : part.shape[1]] - value[:, part.shape[1] :]) / (2 * h[where[:, lo:hi]]))
         return here > 0, torch.cat(slopes, dim=1)
 
 
-def _adam(s: Descent, where: Tensor, slope: Tensor, rate: float) -> None:
+def _adam(s: Descent, where: Tensor, slope: Tensor, rate: Tensor) -> None:
     """One step of Adam down `slope` at the coordinates `where`, (m, j); each coordinate counts its own steps."""
     age = s.age.gather(1, where) + 1
     first = 0.9 * s.first.gather(1, where) + 0.1 * slope

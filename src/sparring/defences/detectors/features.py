@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparring.core.errors import InputError, VictimError
@@ -46,6 +47,13 @@ def features(victim: Victim, x: Tensor, layers: tuple[str, ...]) -> list[Tensor]
             )
         found.append(value.flatten(2).mean(2) if value.ndim > 2 else value)
     return found
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances (n, m) of the rows of a and b, by differences: a product of matrices would change the last
+    digits of each with the size of the batch.
+    """
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _hook(net: nn.Module, name: str, caught: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from sparring.core.errors import InputError
 from sparring.core.registry import Card, defence
 from sparring.core.threat import Access
 from sparring.defences.detectors.base import Detector
-from sparring.defences.detectors.features import PENULTIMATE, features
+from sparring.defences.detectors.features import PENULTIMATE, distances, features
 from sparring.defences.inputs.base import whole
 
 
@@ -80,7 +80,7 @@ class LID(Detector):
         found = []
         for number, h in enumerate(features(self._reader(), x, self.layers)):
             stored = self.get_buffer(f"stored{number}")
-            near = torch.cdist(h, stored).topk(self.neighbours + 1, dim=1, largest=False).values
+            near = distances(h, stored).topk(self.neighbours + 1, dim=1, largest=False).values
             # a stored input meets itself at distance 0: that neighbour is no neighbour
             itself = (near[:, :1] < 1e-6 * (1 + h.detach().norm(dim=1, keepdim=True))).to(near.dtype)
             r = near[:, :-1] * (1 - itself) + near[:, 1:] * itself

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparring.core.registry import Card, defence
 from sparring.core.threat import Access
 from sparring.defences.detectors.base import Detector
-from sparring.defences.detectors.features import PENULTIMATE, features
+from sparring.defences.detectors.features import PENULTIMATE, distances, features
 from sparring.defences.inputs.base import above
 
 
@@ -62,4 +62,4 @@ class Mahalanobis(Detector):
         """The squared distance to the nearest class, (n,)."""
         h = features(self._reader(), x, (self.layer,))[0]
         means, factor = self.get_buffer("means"), self.get_buffer("whitening")
-        return torch.cdist(h @ factor.T, means @ factor.T).square().amin(1)
+        return distances(h @ factor.T, means @ factor.T).square().amin(1)
