@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time every name 
     from sparring.core.threat import Untargeted as Untargeted
     from sparring.core.victim import BlackBox as BlackBox
     from sparring.core.victim import Traits as Traits
+    from sparring.evaluation import audit as audit
     from sparring.see import attack as attack
     from sparring.see import classify as classify
     from sparring.victims import load as load
@@ -69,6 +70,7 @@ _PUBLIC = {
     "Untargeted": "sparring.core.threat",
     "Victim": "sparring.core.network",
     "attack": "sparring.see",
+    "audit": "sparring.evaluation",
     "classify": "sparring.see",
     "load": "sparring.victims",
 }
@@ -99,6 +101,7 @@ __all__ = [
     "Victim",
     "__version__",
     "attack",
+    "audit",
     "classify",
     "load",
 ]

@@ -9,6 +9,8 @@ FAMILIES = (
     "sparring.cli.seeing",
     "sparring.cli.catalogue",
     "sparring.cli.demo",
+    "sparring.cli.audit",
+    "sparring.cli.evidence",
     "sparring.cli.report",
     "sparring.cli.train",
     "sparring.cli.defend",
