@@ -19,7 +19,11 @@ import pytest
 from sparring.cli import shell
 from sparring.evaluation import Audit, Evidence
 
-COMMAND = "import sys; from tests.cli.test_audit_commands import main; sys.exit(main(sys.argv[1:]))"
+# A shell that starts its tests in the background hands down an ignored Ctrl-C.
+COMMAND = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from tests.cli.test_audit_commands import main; sys.exit(main(sys.argv[1:]))"
+)
 ROOT = Path(__file__).parents[2]
 ENV = {
     **os.environ,
