@@ -238,7 +238,7 @@ class Attack:
         if access is Access.NOTHING and threat.knowledge.surrogates:
             from sparring.core.surrogates import Ensemble
 
-            return Ensemble.of(threat.knowledge.surrogates)
+            return Ensemble.of(threat.knowledge.surrogates, threat.knowledge.ensemble)
         return victim if access is Access.GRADIENTS and isinstance(victim, Victim) else None
 
 

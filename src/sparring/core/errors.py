@@ -4,7 +4,8 @@ SparringError
 ├── InputError (ValueError)            inputs, labels, eps or targets that cannot be right
 ├── ThreatError (ValueError)           a threat model that contradicts itself, the attack or the space
 ├── VictimError (RuntimeError)         the model under test misbehaves: wrong shape, NaN, an exception inside it
-│   └── CapabilityError                an attack needs what this victim does not offer
+│   ├── CapabilityError                an attack needs what this victim does not offer
+│   └── BudgetError                    a remote victim's cap in queries or in money; what is paid is kept
 ├── LoadError (ValueError)             a model, picture or data set that cannot be loaded
 │   ├── FetchError                     a URL that cannot or must not be fetched
 │   ├── PictureError                   a file that is no picture, is damaged or is too large
@@ -40,6 +41,19 @@ class VictimError(SparringError, RuntimeError):
 
 class CapabilityError(VictimError):
     """An attack needs what this victim does not offer."""
+
+
+class BudgetError(VictimError):
+    """A remote victim's cap in queries or in money is reached; what was paid for is in its log.
+
+    Attributes:
+        queries: inputs asked so far.
+        cost: what they cost, in the mapping's currency.
+    """
+
+    def __init__(self, message: str, queries: int = 0, cost: float = 0.0) -> None:
+        super().__init__(message)
+        self.queries, self.cost = queries, cost
 
 
 class LoadError(SparringError, ValueError):

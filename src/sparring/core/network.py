@@ -97,6 +97,16 @@ class Victim(BaseVictim):
             x = run_stage(stage, x, noise, depth)
         return self.head(x)
 
+    def objective(
+        self, x: Tensor, loss: Callable[[Tensor], Tensor], noise: KeyedRandom | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What an attacker of this victim raises, (n,), and the scores (n, k) beside it, both differentiable in x.
+
+        `loss` maps scores (n, k) to one value per sample.
+        """
+        scores = self.scores(x, noise)
+        return loss(scores), scores
+
     def head(self, x: Tensor) -> Tensor:
         """Class scores of inputs that have already passed the defence stages: normalisation and the network."""
         if self.mean is not None and self.std is not None:

@@ -221,8 +221,7 @@ class Run:
         for _ in range(draws):
             leaf = point.detach().requires_grad_(True)
             with torch.enable_grad():
-                scores = view.scores(leaf, self._noise())
-                value = loss(scores, self.y, self.goal)
+                value, scores = view.objective(leaf, lambda s: loss(s, self.y, self.goal), self._noise())
                 total_loss = value.sum()
             self._count(forwards=1)
             if draws == 1:
@@ -368,10 +367,12 @@ class Run:
         return rng.fork(("victim", self.restart, self._calls))
 
     def _count(self, forwards: int = 0, backwards: int = 0) -> None:
-        if forwards:
-            self.ledger.forwards[self.rows] += forwards
-        if backwards:
-            self.ledger.backwards[self.rows] += backwards
+        everyone = len(self.rows) == len(self.ledger.forwards)  # no index then: it would cost as much as a small layer
+        for tally, passes in ((self.ledger.forwards, forwards), (self.ledger.backwards, backwards)):
+            if passes and everyone:
+                tally += passes
+            elif passes:
+                tally[self.rows] += passes
 
     def _note(self, point: Batch, output: Prediction) -> None:
         if not self._blind:

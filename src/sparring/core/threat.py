@@ -173,6 +173,7 @@ class Knowledge:
 
     Attributes:
         surrogates: victims that may be attacked with full access (transfer).
+        ensemble: what several surrogates are averaged in: "logits", "probabilities" or "losses".
         data: inputs and labels that the attacker owns.
         starts: one starting point per sample, shaped like the inputs.
     """
@@ -180,6 +181,7 @@ class Knowledge:
     surrogates: tuple[Any, ...] = ()
     data: tuple[Batch, Tensor] | None = None
     starts: Batch | None = None
+    ensemble: str = "logits"
 
 
 @dataclass(frozen=True)

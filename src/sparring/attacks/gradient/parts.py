@@ -138,4 +138,11 @@ def climb(
     for t in run.steps(steps):
         g = run.gradient(s.x, loss) if gradient is None else gradient(run, s, loss, t)
         d, s.memory = direction(g.grad, s.memory)
-        s.x = run.space.project(run.x, s.x + step(run, t) * run.space.steepest(d, s.x))
+        s.x = run.space.project(run.x, moved(s.x, step(run, t), run.space.steepest(d, s.x)))
+
+
+def moved(x: Tensor, step: Tensor | float, direction: Tensor) -> Tensor:
+    """x + step * direction in one pass over the elements."""
+    if isinstance(step, Tensor):
+        return torch.addcmul(x, direction, step)
+    return torch.add(x, direction, alpha=step)

@@ -81,7 +81,7 @@ class OnePixel(Attack):
         count, loss = budget(run, self.queries), get_loss(self.loss)
         size = min(400, max(10, count // 20)) if self.population is None else self.population
         if size < 4:
-            raise InputError(f"population is {size}; a child needs three parents, so at least 4 members")
+            raise InputError(f"population is {size}; at least 4 members are needed, since a child has three parents")
         most = max(1, int(_allowed(run).max()))
         genes = _first(run, most, size)
         low = run.x.new_full((len(run.x), size), torch.finfo(run.x.dtype).min)

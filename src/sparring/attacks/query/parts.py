@@ -125,7 +125,11 @@ def ask_several(run: Run, candidates: Tensor, loss: Loss) -> Answers:
         scores = scores_of(run.ask(candidates.squeeze(1))[0])
         return Answers(loss(scores, run.y, run.goal)[:, None], scores[:, None])
     rows = torch.arange(m, device=candidates.device).repeat_interleave(j)
-    scores = scores_of(run.ask(candidates.flatten(0, 1), rows)[0])
+    answer, granted = run.ask(candidates.flatten(0, 1), rows)
+    if answer.scores is None and not bool(granted.any()):  # every sample's queries ended between two groups
+        nothing = torch.full((m, j), torch.nan, dtype=run.x.dtype, device=candidates.device)
+        return Answers(nothing, nothing[..., None])
+    scores = scores_of(answer)
     value = loss(scores, run.y[rows], run.goal.take(rows))
     return Answers(value.reshape(m, j), scores.reshape(m, j, scores.shape[1]))
 
