@@ -24,6 +24,7 @@ from sparring.core.losses import Loss
 from sparring.core.network import Victim
 from sparring.core.oracle import Oracle
 from sparring.core.outputs import Prediction
+from sparring.core.precision import scout
 from sparring.core.rng import KeyedRandom
 from sparring.core.space import Space
 from sparring.core.threat import Access, Goal, ThreatModel
@@ -95,6 +96,7 @@ class Run:
         self.smallest, self.early_stop = terms.smallest, terms.early_stop
         self.restart = 0
         self._view = view
+        self._scout: Victim | None = None
         # without access to the victim neither early stop nor best-so-far may see its answers
         self._blind = terms.access is Access.NOTHING
         self.oracle: Oracle | None = None
@@ -208,13 +210,21 @@ class Run:
 
     # -- learning about points -----------------------------------------------------------------------------------------
 
+    def explore(self, precision: str) -> None:
+        """Let `gradient` compute in bfloat16 where that pays (see `sparring.core.precision`).
+
+        A success seen so is looked at once more in float32 before it counts.
+        """
+        if self._view is not None and isinstance(self.x, Tensor):
+            self._scout = scout(self._view, self.x, precision)
+
     def gradient(self, x: Tensor, loss: Loss) -> Gradient:
         """The loss, its gradient and the scores at x, (m, ...); the same forward serves the success check.
 
         Raises:
             SearchOver: every sample is decided by this forward; the runner catches it.
         """
-        view = self._gradients()
+        view = self._scout or self._gradients()
         point = self._snap(self.x, x, self.space)
         draws = int(getattr(view, "eot", 1))
         total: Gradient | None = None
@@ -225,7 +235,7 @@ class Run:
                 total_loss = value.sum()
             self._count(forwards=1)
             if draws == 1:
-                self._note(point, self._output(view, point, scores))
+                self._note(point, self._output(view, point, scores), sure=self._scout is None)
                 self._stop_if_over()
             grad = self._differentiate(total_loss, leaf)
             self._count(backwards=1)
@@ -235,7 +245,7 @@ class Run:
             raise InputError(f"eot is {draws}; at least one draw is needed")
         if draws > 1:
             total = Gradient(*(t / draws for t in total))
-            self._note(point, self._output(view, point, total.scores))
+            self._note(point, self._output(view, point, total.scores), sure=self._scout is None)
         grad = total.grad
         if not bool(torch.isfinite(grad.sum())):  # one sum is cheap; the repair is rare
             grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
@@ -374,10 +384,30 @@ class Run:
             elif passes:
                 tally[self.rows] += passes
 
-    def _note(self, point: Batch, output: Prediction) -> None:
-        if not self._blind:
-            reached = self.goal.achieved(output, self.y, CLAIM_SLACK)
-            self._record(point, reached, self.rows, self.x, self.space)
+    def _note(self, point: Batch, output: Prediction, *, sure: bool = True, only: Tensor | None = None) -> None:
+        """Record the successes at `point`, among the samples `only` where given; unsure ones are looked at once more."""
+        if self._blind:
+            return
+        reached = self.goal.achieved(output, self.y, CLAIM_SLACK)
+        reached = reached if only is None else reached & only
+        if not sure:
+            reached = self._confirmed(point, reached)
+        self._record(point, reached, self.rows, self.x, self.space)
+
+    def _confirmed(self, point: Batch, reached: Tensor) -> Tensor:
+        """Bool (m,): which of the successes that a scout saw are new ones and stand in float32."""
+        if not self.smallest:
+            reached = reached & ~self.found()
+        index = reached.nonzero().squeeze(1)
+        if len(index):
+            view = self._gradients()
+            some: Any = take(point, index)
+            with torch.no_grad():
+                answer = self._output(view, some, view.scores(some, self._noise(index)))
+            self.ledger.forwards[self.rows[index]] += 1
+            reached = reached.clone()
+            reached[index] = self.goal.take(index).achieved(answer, self.y[index], CLAIM_SLACK)
+        return reached
 
     def _record(self, point: Batch, reached: Tensor, owner: Tensor, originals: Batch, space: Space) -> None:
         """Keep the first success of each sample, or the nearest where the smallest change is sought."""

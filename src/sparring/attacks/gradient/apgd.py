@@ -160,15 +160,18 @@ class APGD(Attack):
         restarts: independent starts; later ones meet only the samples still unbroken.
         loss: what to climb: "ce", "dlr", "margin", "probability_margin", "squared_error".
         rho: a sample halves its step where the loss rose in no more than this share of the steps.
+        precision: what the gradients are computed in (see `PGD`).
     """
 
     steps: int = 100
     restarts: int = 1
     loss: str = "ce"
     rho: float = 0.75
+    precision: str = "auto"
 
     def search(self, run: Run) -> None:
         """One climb, once per restart."""
+        run.explore(self.precision)
         ascend(run, Climb(self.steps, get_loss(self.loss), self.rho))
 
 
@@ -193,15 +196,18 @@ class ACG(Attack):
         restarts: independent starts; later ones meet only the samples still unbroken.
         loss: what to climb (see `APGD`).
         rho: as in `APGD`.
+        precision: what the gradients are computed in (see `PGD`).
     """
 
     steps: int = 100
     restarts: int = 1
     loss: str = "margin"
     rho: float = 0.75
+    precision: str = "auto"
 
     def search(self, run: Run) -> None:
         """One climb, once per restart."""
+        run.explore(self.precision)
         ascend(run, Climb(self.steps, get_loss(self.loss), self.rho, conjugate=True))
 
 
@@ -229,6 +235,7 @@ class APGDT(Attack):
         classes: how many classes to try; the number of other classes where that is less.
         loss: what to climb, in its targeted form.
         rho: as in `APGD`.
+        precision: what the gradients are computed in (see `PGD`).
     """
 
     steps: int = 100
@@ -236,9 +243,11 @@ class APGDT(Attack):
     classes: int = 9
     loss: str = "dlr"
     rho: float = 0.75
+    precision: str = "auto"
 
     def search(self, run: Run) -> None:
         """One climb per class on the samples still unbroken."""
+        run.explore(self.precision)
         scores = run.evaluate(run.x)
         others = scores.scatter(1, run.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
         classes = min(self.classes, scores.shape[1] - 1)

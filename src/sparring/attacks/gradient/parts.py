@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparring.core.balls import per_sample
 from sparring.core.losses import Loss
-from sparring.core.runner import CLAIM_SLACK, Gradient, Run
+from sparring.core.runner import Gradient, Run
 
 
 @dataclass
@@ -101,10 +101,9 @@ def gradient_through(
     run._calls = aside._calls
     if seen is not leaf:
         (grad,) = torch.autograd.grad(seen, leaf, grad)
-    if untouched is not None and not run._blind:
+    if untouched is not None:
         point = leaf.detach()
-        reached = run.goal.achieved(run._output(run._gradients(), point, scores), run.y, CLAIM_SLACK) & untouched
-        run._record(point, reached, run.rows, run.x, run.space)
+        run._note(point, run._output(run._gradients(), point, scores), sure=run._scout is None, only=untouched)
     return Gradient(value, grad, scores)
 
 

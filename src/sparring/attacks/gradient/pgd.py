@@ -37,6 +37,8 @@ class PGD(Attack):
         restarts: independent starts; later ones meet only the samples still unbroken.
         random_start: start at a random point of the ball instead of the input.
         loss: what to climb: "ce", "margin", "dlr", "probability_margin", "squared_error".
+        precision: what the gradients are computed in: "auto" takes bfloat16 where the victim and the hardware make it pay,
+            "float32" never does. Successes are decided in float32 either way.
 
     Example:
         >>> import torch, sparring as sp
@@ -52,9 +54,11 @@ class PGD(Attack):
     restarts: int = 1
     random_start: bool = True
     loss: str = "ce"
+    precision: str = "auto"
 
     def search(self, run: Run) -> None:
         """Climb from the start, once per restart."""
+        run.explore(self.precision)
         climb(
             run,
             steps=self.steps,

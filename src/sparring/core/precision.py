@@ -1,0 +1,100 @@
+"""Searching in bfloat16 where the hardware multiplies faster in it; float32 decides what succeeded."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from sparring.core.errors import InputError
+from sparring.core.network import Victim
+from sparring.core.rng import KeyedRandom
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+# Multiplications for one input below which casting costs what the faster arithmetic saves (measured on small networks).
+WORTH_CASTING = 5_000_000
+
+_work: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = weakref.WeakKeyDictionary()
+
+
+class Scout(Victim):
+    """A view whose scores and gradients come from bfloat16 autocast over channels-last inputs: for looking around only.
+
+    Its gradients' signs agree with float32 on nearly all pixels; its scores are good to two or three digits, so that no
+    success may be claimed from them.
+    """
+
+    def __init__(self, view: Victim) -> None:
+        self.__dict__.update(view.__dict__)
+        self.exact = view
+
+    def scores(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
+        """Scores (n, k) in float32, computed in bfloat16."""
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return self.exact.scores(x, noise).float()
+
+
+def scout(view: Victim, x: Tensor, precision: str) -> Scout | None:
+    """The view that explores on behalf of `view`, or None where float32 does so itself.
+
+    Args:
+        view: what the attack differentiates.
+        x: inputs of the shape to come, (n, ...).
+        precision: "auto" takes bfloat16 where it pays: a plain convolutional network of float32 weights, large enough, on
+            hardware with bfloat16 arithmetic. The choice depends on the network and the machine alone, never on a batch or a
+            clock, so that a run repeats. "float32" and "bfloat16" insist.
+
+    Raises:
+        InputError: another precision.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; one of {', '.join(PRECISIONS)} is needed")
+    if precision == "float32" or (precision == "auto" and not _pays(view, x)):
+        return None
+    return Scout(view)
+
+
+def _pays(view: Victim, x: Tensor) -> bool:
+    net = view.net
+    if not isinstance(net, nn.Module) or view.stages or view.detector is not None:
+        return False
+    if view.traits.stochastic or view.probabilities or not len(x) or x.ndim != 4:
+        return False
+    if x.dtype != torch.float32 or any(p.dtype != torch.float32 for p in net.parameters()):
+        return False
+    return _has_bfloat16(x.device) and _multiplications(view, x) >= WORTH_CASTING
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies in bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    kinds = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(bool(kind()) for kind in kinds if kind is not None)
+
+
+def _multiplications(view: Victim, x: Tensor) -> int:
+    """Multiplications in the convolutions for one input, seen by one forward and remembered."""
+    net: nn.Module = view.net  # type: ignore[assignment]
+    known, shape = _work.setdefault(net, {}), tuple(x.shape[1:])
+    if shape not in known:
+        seen = [0]
+
+        def count(module: nn.Module, _: object, out: Tensor) -> None:
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            seen[0] += weight[0].numel() * out[0].numel()
+
+        hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d)]
+        try:
+            with torch.no_grad():
+                view.scores(x[:1])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        known[shape] = seen[0]
+    return known[shape]

@@ -1,0 +1,99 @@
+"""Searching in bfloat16: when it is chosen, and that float32 decides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparring as sp
+import tiny
+from sparring.core import precision
+from sparring.core.errors import InputError
+from sparring.core.precision import Scout, scout
+
+
+def convolutions(width: int = 64) -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * 0.1)
+    return net.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def fast_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_has_bfloat16", lambda device: True)
+
+
+def test_it_is_chosen_for_large_plain_convolutional_networks(fast_hardware: None) -> None:
+    x = torch.rand(2, 3, 16, 16)
+    victim = sp.Victim(convolutions())
+    assert isinstance(scout(victim, x, "auto"), Scout)
+    assert scout(victim, x, "float32") is None
+    assert scout(sp.Victim(convolutions(4)), x, "auto") is None, "too small to pay"
+    assert scout(victim, x[:, :, :8, :8], "auto") is None, "the same network on small pictures"
+    assert scout(sp.Victim(convolutions().double()), x.double(), "auto") is None
+    assert scout(victim.defended([nn.Identity()]), x, "auto") is None
+    assert scout(sp.Victim(convolutions(), traits=sp.Traits(stochastic=True)), x, "auto") is None
+
+
+def test_it_is_not_chosen_without_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_has_bfloat16", lambda device: False)
+    assert scout(sp.Victim(convolutions()), torch.rand(1, 3, 16, 16), "auto") is None
+
+
+def test_scores_come_in_float32_and_agree_to_two_digits(fast_hardware: None) -> None:
+    x = torch.rand(3, 3, 16, 16)
+    victim = sp.Victim(convolutions())
+    view = scout(victim, x, "auto")
+    assert view is not None
+    found, exact = view.scores(x), victim.scores(x)
+    assert found.dtype is torch.float32
+    assert not torch.equal(found, exact)
+    assert (found - exact).abs().amax() < 0.02 * exact.abs().amax()
+
+
+def test_another_precision_is_refused() -> None:
+    x, y = tiny.correct(1)
+    with pytest.raises(InputError, match="float32, bfloat16"):
+        sp.PGD(precision="float16")(tiny.trained(), x, y, sp.Linf(0.1))
+
+
+class Edge(nn.Module):
+    """Two scores a thousandth apart, and above 1 three digits are all that bfloat16 has: it sees a tie or the wrong winner."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        move = (x.flatten(1).mean(1) - 0.5) * 1e-3
+        one = torch.full_like(move, 1.0)
+        scores = torch.stack([one * 3.001, one * 3.0 + move], dim=1)
+        return (
+            scores.to(torch.bfloat16).float() + torch.tensor([0.0, 0.01])
+            if torch.is_autocast_enabled("cpu")
+            else scores
+        )
+
+
+def test_a_success_that_only_bfloat16_sees_ends_no_search_and_is_not_claimed() -> None:
+    x = torch.full((2, 1, 4, 4), 0.5)
+    victim = sp.Victim(Edge().eval(), name="edge")
+    result = sp.PGD(steps=6, precision="bfloat16", random_start=False)(victim, x, torch.zeros(2).long(), sp.Linf(0.1))
+    assert not result.succeeded.any()
+    assert (result.backwards == 6).all(), "a false success stopped the search"
+    assert (result.forwards == 12).all(), "each step's claim is looked at once more, and that look is counted"
+
+
+def test_what_is_found_stands_in_float32_and_matches_the_plain_search() -> None:
+    x = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    net = convolutions()
+    victim = sp.Victim(net)
+    plain, fast = (
+        cls(steps=20, precision=p)(victim, x, None, sp.Linf(0.05)) for cls in (sp.PGD,) for p in ("float32", "bfloat16")
+    )
+    assert plain.succeeded.any()
+    assert int((plain.succeeded != fast.succeeded).sum()) <= 1
+    assert isinstance(fast.adversarial, Tensor)
+    assert (net(fast.adversarial).argmax(1) != net(x).argmax(1))[fast.succeeded].all()
