@@ -13,6 +13,10 @@ from benchmarks.harness import commit, hardware
 SECTIONS = {
     "pgd-floor": "benchmarks.pgd:floor",
     "pgd-peers": "benchmarks.pgd:peers",
+    "audit-standard": "benchmarks.audits:standard",
+    "audit-fast": "benchmarks.audits:fast",
+    "audit-memory": "benchmarks.audits:memory",
+    "audit-workers": "benchmarks.audits:workers",
 }
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 INTRO = """# Benchmarks

@@ -1,0 +1,187 @@
+"""The audit's presets beside AutoAttack and beside each other, its memory, and two workers against one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sparring as sp
+from benchmarks.defences import training_set
+from benchmarks.harness import interleave, peer, spread, table
+from benchmarks.zoo import load_zoo
+from sparring.defences.training import Settings, fit
+
+
+def standard(rounds: int) -> str:
+    """`standard` beside pyautoattack's AutoAttack: the same four attacks and budgets, on one thread each."""
+    zoo, rows = load_zoo(), []
+    autoattack = peer("pyautoattack")
+    for name, n, eps, told in (("mnist_adv", 200, 0.3, ".3"), ("cifar10_adv_2px", 200, 2 / 255, "2/255")):
+        net = zoo.load(name)
+        x, y = zoo.data(name.split("_")[0], n)
+        contenders: dict[str, Callable[[], Any]] = {"sparring": _audit(net, x, y, eps, "standard")}
+        if autoattack is not None:
+            contenders["pyautoattack"] = _autoattack(autoattack, net, x, y, eps)
+        timed = interleave(contenders, min(rounds, 3), warmup=0)
+        for who, t in timed.items():
+            ratio = spread(timed["sparring"].ratio(t)) if who != "sparring" else ""
+            rows.append([name, f"{n}", told, who, f"{t.value[0]:.1%}", f"{t.median:.0f} s", ratio])
+    return "`standard` (no checks, no curve) beside AutoAttack's standard, Linf\n\n" + table(
+        ["victim", "n", "eps", "library", "robust", "median", "sparring / this"], rows
+    )
+
+
+def _audit(net: Any, x: Tensor, y: Tensor, eps: float, preset: str) -> Callable[[], tuple[float, float, float]]:
+    """Robust accuracy, and forwards and backwards for each sample left standing."""
+    victim = net if isinstance(net, sp.Victim) else sp.Victim(net)
+
+    def run() -> tuple[float, float, float]:
+        found = sp.audit(victim, (x, y), sp.Linf(eps), preset=preset, checks=False, curve=False)
+        left = max(1, int(found.standing.sum()))
+        return found.robust_accuracy, found.cost.forwards / left, found.cost.backwards / left
+
+    return run
+
+
+def _autoattack(package: Any, net: nn.Module, x: Tensor, y: Tensor, eps: float) -> Callable[[], tuple[float]]:
+    def run() -> tuple[float]:
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            warnings.simplefilter("ignore")
+            attack = package.AutoAttack(net, norm="Linf", eps=eps, version="standard", seed=0)
+            adversarial = attack.run_standard_evaluation(x, y, batch_size=len(x))
+        with torch.no_grad():
+            return (float((net(adversarial).argmax(1) == y).float().mean()),)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A victim at a radius at which `standard` leaves between 20% and 80%."""
+
+    name: str
+    eps: float
+    n: int
+    build: Callable[[], tuple[Any, Tensor, Tensor]]
+
+
+def _zoo(name: str, n: int) -> Callable[[], tuple[Any, Tensor, Tensor]]:
+    def build() -> tuple[Any, Tensor, Tensor]:
+        zoo = load_zoo()
+        return (zoo.load(name), *zoo.data(name.split("_")[0], n))
+
+    return build
+
+
+def _trained(method: str, eps: float, epochs: int, n: int) -> Callable[[], tuple[Any, Tensor, Tensor]]:
+    """The two-convolution network, trained here on 6,000 digits of MNIST."""
+
+    def build() -> tuple[Any, Tensor, Tensor]:
+        zoo = load_zoo()
+        with torch.random.fork_rng():
+            torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
+            net = zoo.small_cnn(1, 7)
+        settings = Settings(epochs=epochs, lr=2e-3)
+        trained = fit(sp.Victim(net), training_set("mnist", 6000), method, sp.Linf(eps), settings=settings)
+        return (trained.victim, *zoo.data("mnist", n))
+
+    return build
+
+
+SUBJECTS = (
+    Subject("mnist_adv", 0.3, 200, _zoo("mnist_adv", 200)),
+    Subject("mnist_certified_0.1", 0.13, 200, _zoo("mnist_certified_0.1", 200)),
+    Subject("cifar10_adv_2px", 2 / 255, 200, _zoo("cifar10_adv_2px", 200)),
+    Subject("cifar10_resnet20", 0.4 / 255, 200, _zoo("cifar10_resnet20", 200)),
+    Subject("imagenet_mobilenet_v1_025", 0.25 / 255, 100, _zoo("imagenet_mobilenet_v1_025", 100)),
+    Subject("trained here, fast AT at .15", 0.15, 200, _trained("fast", 0.15, 8, 200)),
+    Subject("trained here, TRADES at .15", 0.15, 200, _trained("trades", 0.15, 4, 200)),
+)
+
+
+def fast(rounds: int) -> str:
+    """`fast` beside `standard`: the same answer, at what share of the time and of the passes."""
+    rows = []
+    for subject in SUBJECTS:
+        net, x, y = subject.build()
+        both: dict[str, Callable[[], Any]] = {p: _audit(net, x, y, subject.eps, p) for p in ("fast", "standard")}
+        timed = interleave(both, 1, warmup=0)
+        (quick, f, b), (slow, *_) = timed["fast"].value, timed["standard"].value
+        rows.append(
+            [
+                *(subject.name, f"{len(x)}", f"{subject.eps:.4g}", f"{quick:.1%}", f"{slow:.1%}"),
+                *(f"{(quick - slow) * len(x):+.0f}", f"{f:.0f} + {b:.0f}"),
+                f"{timed['fast'].median:.1f} s / {timed['standard'].median:.0f} s",
+                f"{timed['fast'].ratio(timed['standard'])[1]:.3f}",
+            ]
+        )
+        print(rows[-1], flush=True)
+    return "`fast` beside `standard` (no checks, no curves), Linf, one round\n\n" + table(
+        ["victim", "n", "eps", "fast", "standard", "samples apart", "passes per survivor", "time", "fast / standard"],
+        rows,
+    )
+
+
+_MEASURED = """
+import resource, sys
+import sparring as sp
+from benchmarks.defences import training_set
+from benchmarks.zoo import load_zoo
+x, y = load_zoo().data("mnist", 10_000)
+n = int(sys.argv[1])
+found = sp.audit(sp.Victim(load_zoo().load("mnist_adv")), (x[:n], y[:n]), sp.Linf(0.3), preset="fast")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, found.robust_accuracy, found.cost.seconds)
+"""
+
+
+def memory(rounds: int) -> str:
+    """Peak memory of `fast` with checks on 1,000 and on 10,000 images; both processes hold all 10,000 in memory."""
+    rows, peaks = [], []
+    for n in (1_000, 10_000):
+        told = subprocess.run(
+            [sys.executable, "-c", _MEASURED, str(n)], capture_output=True, text=True, check=True, env=os.environ
+        ).stdout.split()
+        peaks.append(float(told[0]))
+        rows.append([f"{n:,}", f"{float(told[0]):.0f} MiB", f"{float(told[1]):.1%}", f"{float(told[2]):.0f} s"])
+    return (
+        "`fast` end to end on `mnist_adv`, eps .3, one process for each\n\n"
+        + table(["images", "peak memory", "robust", "time"], rows)
+        + f"\n\nThe larger over the smaller: {peaks[1] / peaks[0]:.2f}."
+    )
+
+
+def workers(rounds: int) -> str:
+    """Two Ray workers against one and against no Ray at all, one thread each: 400 images, `fast`, shards of 25."""
+    if peer("ray") is None:
+        return "ray is not installed"
+    net = load_zoo().load("mnist_adv")
+    x, y = load_zoo().data("mnist", 400)
+    victim = sp.Victim(net, name="mnist_adv")
+
+    def run(executor: str) -> Callable[[], Any]:
+        def go() -> Any:
+            with tempfile.TemporaryDirectory() as folder:
+                options = {"checks": False, "curve": False, "shard": 25}
+                return sp.audit(
+                    victim, (x, y), sp.Linf(0.3), preset="fast", run=f"{folder}/run", executor=executor, **options
+                ).robust_accuracy
+
+        return go
+
+    timed = interleave({e: run(e) for e in ("local", "ray:1", "ray:2")}, rounds)
+    rows = [
+        [e, f"{t.value:.1%}", f"{t.median:.1f} s", spread(t.ratio(timed["local"])), spread(t.ratio(timed["ray:1"]))]
+        for e, t in timed.items()
+    ]
+    return "`fast` on `mnist_adv`, 400 images in shards of 25, Ray already started\n\n" + table(
+        ["executor", "robust", "median", "over local", "over one worker"], rows
+    )
