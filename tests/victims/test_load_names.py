@@ -130,7 +130,7 @@ def test_things_that_are_no_model(thing: Any) -> None:
 
 
 def test_a_file_that_is_no_weights_file(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
+    path = tmp_path / "net.h5"
     path.write_bytes(b"x")
     with pytest.raises(LoadError, match=r"no weights file that is read here; the suffixes are \.safetensors"):
         sp.load(path)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from torch import nn
 
@@ -47,7 +47,7 @@ _PICTURES = ("size", "resize", "resample", "mode")
 _SCHEME = re.compile(r"([A-Za-z][\w+.-]+):(.*)", re.DOTALL)
 _CHOICES = (
     "digits (embedded, 8 x 8 digits only), resnet18 or another of the known names, hf:organisation/name or hf:folder, "
-    "torchvision:name, or weights.safetensors@package.module:function"
+    "torchvision:name, weights.safetensors@package.module:function, model.onnx, or the mapping of a service, service.toml"
 )
 
 
@@ -58,12 +58,14 @@ def load(model: Any, **options: Unpack[LoadOptions]) -> BaseVictim:
         model: `"digits"`, the embedded network, offline; `"hf:ID"`, an image classifier of transformers from the hub or
             a folder; `"torchvision:NAME"`; a bare name such as `"resnet18"` or `"alexnet"`, through whichever of the
             two is there; `"weights.safetensors"` or `"weights.pt"` with `builder=`, or
-            `"weights.safetensors@package.module:function"`; a `torch.nn.Module`; or a victim, which passes through.
+            `"weights.safetensors@package.module:function"`; `"model.onnx"`; `"service.toml"`, the mapping of a service
+            that answers over HTTP; a `torch.nn.Module`; or a victim, which passes through.
         options: see `LoadOptions`; each goes before what the model brings along.
 
     Returns:
         A `LoadedVictim`, with the normalisation inside, bounds [0, 1], class names where they are known, and `input`,
-        the pictures that it takes. A victim that came without options comes back as it is.
+        the pictures that it takes; an `ONNXVictim` or an `HTTPVictim`, which can only be asked. A victim that came without
+        options comes back as it is.
 
     Raises:
         UnknownNameError: no such model or option; the message lists close matches.
@@ -83,6 +85,8 @@ def load(model: Any, **options: Unpack[LoadOptions]) -> BaseVictim:
             raise UnknownNameError.among("option of load", name, LoadOptions.__annotations__)
     if isinstance(model, BaseVictim):
         return _dressed(model, options)
+    if isinstance(model, (str, Path)) and (asked := _only_asked(str(model), options)) is not None:
+        return asked
     builder = options.get("builder")
     if isinstance(model, nn.Module):
         parts = Parts(model, type(model).__name__)
@@ -119,6 +123,31 @@ def load_default() -> BaseVictim:
 def model_choices() -> str:
     """What `load` takes as a name, in words."""
     return _CHOICES
+
+
+def _only_asked(name: str, options: LoadOptions) -> BaseVictim | None:
+    """The victim in an .onnx file or behind a service's mapping, which has no network to hand out; None for others."""
+    suffix = Path(name).suffix.lower()
+    if suffix not in (".onnx", ".toml") or "://" in name or name.lower().startswith(("hf:", "torchvision:")):
+        return None
+    rest: Mapping[str, Any] = {key: value for key, value in options.items() if key not in _PICTURES}
+    for_onnx = {"mean", "std", "labels", "output", "probabilities", "name"} if suffix == ".onnx" else {"name"}
+    if refused := sorted(set(rest) - for_onnx):
+        where = "sparring.victims.ONNXVictim(path, ...)" if suffix == ".onnx" else "the mapping itself"
+        raise InputError(f"{name!r} takes no {', '.join(refused)} here; what else there is to say belongs into {where}")
+    victim: BaseVictim
+    if suffix == ".toml":
+        from sparring.victims.http import HTTPVictim
+
+        victim = HTTPVictim(name, **rest)
+    else:
+        from sparring.victims.onnx import ONNXVictim
+
+        given = {**rest, "labels": read_labels(rest["labels"])} if "labels" in rest else dict(rest)
+        if callable(given.get("output")):
+            raise InputError(f"output is a function, and {name!r} is run elsewhere; give the name of an output")
+        victim = ONNXVictim(name, **given)
+    return _dressed(victim, cast("LoadOptions", {key: value for key, value in options.items() if key in _PICTURES}))
 
 
 def _find(name: str, builder: str | Callable[[], nn.Module] | None) -> Parts:
@@ -161,7 +190,9 @@ def _by_scheme(scheme: str, rest: str, name: str) -> Parts:
         return open_torchvision(rest.strip())
     if scheme in ("http", "https", "ftp", "file"):
         raise LoadError(
-            f"models are not fetched from addresses such as {name[:100]!r}; download the file and pass its path"
+            f"models are not fetched from addresses such as {name.partition('?')[0][:100]!r}; download the file and pass its "
+            "path. A service that answers over HTTP is loaded by a file that says how to ask it: "
+            "sparring.load('service.toml'), see docs/remote-victims.md"
         )
     raise UnknownNameError.among("kind of model", scheme, ("hf", "torchvision"), f"Give {_CHOICES}.")
 
