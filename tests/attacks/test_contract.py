@@ -32,9 +32,14 @@ EPS = {"linf": 0.15, "l2": 0.8, "l1": 4.0, "l0": 6.0}
 QUERIES = 2000
 
 # Hyper-parameters for this victim where the defaults are made for photographs; the contract holds for any.
-SETTINGS: dict[str, dict[str, Any]] = {}
+SETTINGS: dict[str, dict[str, Any]] = {"advgan": {"epochs": 8, "width": 8}}
 # What the quick runs take instead, for attacks whose loops have other names than `steps`.
-QUICK: dict[str, dict[str, Any]] = {"vmi-fgsm": {"neighbours": 3}, "vni-fgsm": {"neighbours": 3}}
+QUICK: dict[str, dict[str, Any]] = {
+    "advgan": {"epochs": 1, "width": 4},
+    "universal": {"epochs": 2},
+    "vmi-fgsm": {"neighbours": 3},
+    "vni-fgsm": {"neighbours": 3},
+}
 # Attacks that are noise themselves, and need not beat it.
 NOISE = {"uniform-noise", "gaussian-noise"}
 
@@ -82,7 +87,8 @@ class Case:
             goal=sp.Targeted(self.target(y)) if self.goal == "targeted" else sp.Untargeted(),
             access=self.card.access,
             queries=queries if self.asks else None,
-            knowledge=Knowledge(surrogates=(tiny.trained(seed=1),)) if blind else Knowledge(),
+            # what is fitted first has data of its own, and the network of another seed
+            knowledge=Knowledge((tiny.trained(seed=1),), tiny.pictures(200, seed=4)) if blind else Knowledge(),
         )
 
     @staticmethod
@@ -123,8 +129,9 @@ def full_run(case: Case) -> sp.AttackResult:
     given = [x.clone(), y.clone()]
     weights = [(p.detach().clone(), p.requires_grad) for p in victim.net.parameters()]
     modes = [m.training for m in victim.net.modules()]
+    threat = case.threat(case.ball(within(case)), y)
     states = tiny.random_states()
-    result = case.attack()(victim, x, y, case.threat(case.ball(within(case)), y))
+    result = case.attack()(victim, x, y, threat)
     assert torch.equal(x, given[0]), "the inputs were changed in place"
     assert torch.equal(y, given[1]), "the labels were changed in place"
     for p, (value, wanted) in zip(victim.net.parameters(), weights, strict=True):

@@ -24,10 +24,11 @@ from sparring.attacks.query import (
     SparseRS,
     Square,
 )
-from sparring.attacks.query.simba import _band, _cosines
+from sparring.attacks.query.simba import _band, cosines
 from sparring.attacks.query.sparse_rs import _subset
 from sparring.attacks.query.windows import AHEAD, Colours, bump, offsets, shrink_into_l1, tiling
 from sparring.core.errors import CapabilityError, InputError
+from sparring.core.outputs import Prediction
 from sparring.core.result import Outcome
 from sparring.core.rng import KeyedRandom
 from sparring.core.runner import Run, Terms
@@ -217,6 +218,23 @@ def test_offsets_walk_a_window_line_by_line() -> None:
     assert offsets((2, 3), 10, torch.device("cpu")).tolist() == [0, 1, 2, 10, 11, 12]
 
 
+def test_square_takes_scores_in_double_precision() -> None:
+    """scikit-learn answers float64 to inputs of float32."""
+    x, y = tiny.correct(3)
+    net = tiny.trained()
+
+    class Double(type(net)):  # type: ignore[misc]
+        def query(self, x: Any, noise: Any = None) -> Any:
+            found = net.query(x)
+            return Prediction.of(found.scores.double())
+
+    victim = Double.__new__(Double)
+    victim.__dict__.update(net.__dict__)
+    threat = scores(sp.Linf(0.2), 200)
+    result, plain = (Square()(v, x, y, threat) for v in (victim, net))
+    assert torch.equal(result.succeeded, plain.succeeded)
+
+
 # -- few pixels --------------------------------------------------------------------------------------------------------
 
 
@@ -277,7 +295,7 @@ def test_two_pixels_of_one_candidate_at_one_place_are_one() -> None:
 
 def test_the_cosines_are_an_orthonormal_basis_from_low_to_high() -> None:
     for side in (1, 4, 9):
-        torch.testing.assert_close(_cosines(side) @ _cosines(side).T, torch.eye(side), atol=1e-6, rtol=0)
+        torch.testing.assert_close(cosines(side) @ cosines(side).T, torch.eye(side), atol=1e-6, rtol=0)
     assert _band(16, 1 / 8).tolist() == [0, 0, *range(1, 15)]
     assert _band(224, 1 / 8)[:36].tolist() == [0] * 28 + [1] * 7 + [2]
 
@@ -292,7 +310,7 @@ def test_simba_on_a_linear_victim_keeps_every_direction_with_the_sign_of_its_slo
     result = SimBA(basis=basis, step=0.01)(victim, x, None, scores(sp.L2(10.0), 33))
     assert isinstance(result.adversarial, Tensor)
     delta = (result.adversarial - x).reshape(4, 4)
-    rows = _cosines(4) if basis == "dct" else torch.eye(4)
+    rows = cosines(4) if basis == "dct" else torch.eye(4)
     found, slope = (rows @ v @ rows.T for v in (delta, weight[1].reshape(4, 4)))
     # 33 queries: the input, then at most two for each of the 16 directions; the rest is a second round
     assert torch.equal(found.sign(), slope.sign())

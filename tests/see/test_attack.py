@@ -286,3 +286,25 @@ def test_the_digits_of_the_test_set_break_at_the_usual_eps(victim: Any) -> None:
     x, y = load_digits("test", eight_bit=True)
     fooled = [sp.attack(x[i], "pgd", model=victim, label=int(y[i])).succeeded for i in range(20)]
     assert sum(fooled) >= 18
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "eps"),
+    [("rotation-translation", "rotations", 30.0), ("stadv", "flow", None), ("corruptions", "corruptions", 5.0)],
+)
+def test_attacks_that_move_pixels_take_their_usual_change(
+    attack: str, norm: str, eps: float | None, tmp_path: Path
+) -> None:
+    shown = sp.attack(sample_picture(0), attack, model="digits")
+    assert (shown.norm, shown.eps) == (norm, eps)
+    assert norm in shown.told()
+    assert ((shown.adversarial * 255) - (shown.adversarial * 255).round()).abs().max() < 1e-3
+    assert shown.save(tmp_path / "x.png").still_fools == shown.succeeded
+
+
+def test_eps_is_the_size_of_a_change_in_its_own_unit() -> None:
+    shown = sp.attack(sample_picture(0), "rotation-translation", model="digits", eps=0.0)
+    assert shown.eps == 0.0
+    assert shown.distances["linf"] > 0 or not shown.succeeded, "shifts are left, turns are not"
+    with pytest.raises(sp.SparringError, match="channel"):
+        sp.attack(sample_picture(0), "recolor", model="digits")

@@ -30,9 +30,14 @@ from sparring.attacks.labels import (
 from sparring.attacks.minimum_norm import (
     CW,
     DDN,
+    EAD,
     FAB,
     FMN,
+    LBFGS,
+    BrendelBethge,
     DeepFool,
+    NewtonFool,
+    SuperDeepFool,
 )
 from sparring.attacks.noise import (
     GaussianNoise,
@@ -54,6 +59,9 @@ from sparring.attacks.query import (
     SparseRS,
     Square,
 )
+from sparring.attacks.regions import (
+    LinearRegions,
+)
 from sparring.attacks.semantic import (
     Negative,
 )
@@ -61,6 +69,17 @@ from sparring.attacks.sparse import (
     JSMA,
     VFGA,
     SigmaZero,
+)
+from sparring.attacks.transfer import (
+    Substitute,
+    TransferMatrix,
+    train_substitute,
+    transfer_matrix,
+)
+from sparring.attacks.universal import (
+    AdvGAN,
+    Artifact,
+    Universal,
 )
 
 __all__ = [
@@ -72,10 +91,12 @@ __all__ = [
     "CW",
     "DDN",
     "DIFGSM",
+    "EAD",
     "FAB",
     "FGSM",
     "FMN",
     "JSMA",
+    "LBFGS",
     "MIFGSM",
     "NES",
     "NIFGSM",
@@ -89,9 +110,12 @@ __all__ = [
     "VMIFGSM",
     "VNIFGSM",
     "ZOO",
+    "AdvGAN",
+    "Artifact",
     "Bandits",
     "Blur",
     "Boundary",
+    "BrendelBethge",
     "Contrast",
     "DeepFool",
     "Evolution",
@@ -99,7 +123,9 @@ __all__ = [
     "GenAttack",
     "HopSkipJump",
     "InputOptimisation",
+    "LinearRegions",
     "Negative",
+    "NewtonFool",
     "OnePixel",
     "Pointwise",
     "RayS",
@@ -109,5 +135,11 @@ __all__ = [
     "SimBA",
     "SparseRS",
     "Square",
+    "Substitute",
+    "SuperDeepFool",
+    "TransferMatrix",
     "UniformNoise",
+    "Universal",
+    "train_substitute",
+    "transfer_matrix",
 ]

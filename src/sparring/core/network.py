@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparring.core.batch import Batch
 from sparring.core.door import admit_tensor, as_pair, coerce_scores
-from sparring.core.errors import InputError, VictimError, VictimWarning
+from sparring.core.errors import CapabilityError, InputError, VictimError, VictimWarning
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
 from sparring.core.space import Bounds
@@ -110,8 +110,7 @@ class Victim(BaseVictim):
     def head(self, x: Tensor) -> Tensor:
         """Class scores of inputs that have already passed the defence stages: normalisation and the network."""
         if self.mean is not None and self.std is not None:
-            shape = (-1, *([1] * (x.ndim - 2)))
-            x = (x - self.mean.to(x).reshape(shape)) / self.std.to(x).reshape(shape)
+            x = standardise(x, self.mean, self.std)
         try:
             out = self.net(x)
         except Exception as cause:
@@ -132,6 +131,32 @@ class Victim(BaseVictim):
         if scores.shape[1] == 1:  # one sigmoid output: its complement is the other class
             scores = torch.cat([1 - scores, scores], dim=1)
         return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+
+    def capability(self, name: str) -> Any:
+        """`"layers"`: the modules that lead from raw inputs to class scores one after another, a tuple.
+
+        Nested `Sequential`s are read flat, and the normalisation comes first, as a `Normalise`.
+
+        Raises:
+            CapabilityError: anything else; or a victim that is more than a `Sequential` network.
+        """
+        if name != "layers":
+            return super().capability(name)
+        if type(self.net) is not nn.Sequential:
+            raise CapabilityError(
+                f"the net of {self.name!r} is a {type(self.net).__name__}; only those of a torch.nn.Sequential can be read"
+            )
+        beyond = {
+            "defence stages": self.stages,
+            "a detector": self.detector,
+            "output=": self.output,
+            "probabilities=True": self.probabilities,
+            "randomness": self.traits.stochastic,
+        }
+        if also := [what for what, there in beyond.items() if there]:
+            raise CapabilityError(f"{self.name!r} has {' and '.join(also)} beside its layers; give the bare network")
+        first = () if self.mean is None or self.std is None else (Normalise(self.mean, self.std),)
+        return (*first, *_flat(self.net))
 
     def accepts(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor | None:
         """Bool (n,): which inputs the detector lets through the stages; None where there is no detector."""
@@ -295,6 +320,32 @@ class AttackView(Victim):
             else:
                 x = run_stage(stage, x, noise, depth)
         return self.head(x)
+
+
+class Normalise(nn.Module):
+    """A victim's per-channel normalisation as a layer: (x - mean) / std."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised inputs, (n, ...)."""
+        return standardise(x, self.mean, self.std)
+
+
+def standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(x - mean) / std along the channels, or the features, of a batch (n, c, ...)."""
+    shape = (-1, *([1] * (x.ndim - 2)))
+    return (x - mean.to(x).reshape(shape)) / std.to(x).reshape(shape)
+
+
+def _flat(net: nn.Sequential) -> Iterator[nn.Module]:
+    for layer in net:
+        if type(layer) is nn.Sequential:
+            yield from _flat(layer)
+        else:
+            yield layer
 
 
 def _minds_mode(module: nn.Module) -> bool:

@@ -62,6 +62,10 @@ class Ensemble(Victim):
         """The mean of the members' logits, or the log of the mean of their probabilities, (n, k)."""
         return self._mean(self._each(x, noise))
 
+    def head(self, x: Tensor) -> Tensor:
+        """The same: what a query of the ensemble answers."""
+        return self.scores(x)
+
     def objective(
         self, x: Tensor, loss: Callable[[Tensor], Tensor], noise: KeyedRandom | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from sparring.core.network import Victim
 from sparring.core.outputs import Prediction
 from sparring.core.result import AttackResult, Outcome
 from sparring.core.rng import KeyedRandom
-from sparring.core.threat import Knowledge, ThreatModel
+from sparring.core.threat import ThreatModel
 from sparring.core.victim import BaseVictim, query_in_batches
 from sparring.evaluation.errors import PlanError
 from sparring.evaluation.memory import give_back
@@ -176,7 +176,7 @@ def threat_of(threat: ThreatModel, step: Step, spec: AttackSpec) -> ThreatModel:
     budgets = [q for q in (spec.queries, threat.queries) if q is not None]
     knowledge = threat.knowledge
     if spec.surrogates:
-        knowledge = Knowledge(tuple(_surrogate(name) for name in spec.surrogates), knowledge.data, knowledge.starts)
+        knowledge = replace(knowledge, surrogates=tuple(_surrogate(name) for name in spec.surrogates))
     access = threat.access if spec.access is None else spec.access
     return replace(threat, access=access, queries=min(budgets, default=None), knowledge=knowledge)
 

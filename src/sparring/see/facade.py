@@ -14,8 +14,9 @@ from sparring.core.errors import InputError, ThreatError, UnknownNameError
 from sparring.core.registry import make_attack
 from sparring.core.threat import Targeted, ThreatModel, Untargeted
 from sparring.images.files import Source
+from sparring.images.rendering import Drawn
 from sparring.see.classification import Classification
-from sparring.see.radii import default_eps
+from sparring.see.radii import default_eps, usual_change
 from sparring.see.shown import Shown, distances_of
 from sparring.see.viewer import Viewer
 from sparring.victims import LoadOptions
@@ -76,7 +77,8 @@ def attack(  # noqa: PLR0913 (one call that says a whole threat model)
         label: the picture's true label, by number or name; None takes the model's own answer.
         model: whatever `sparring.load` takes; None takes an ImageNet model, where one is at hand.
         eps: the largest change, in the victim's raw units (pixels in [0, 1]). None takes `sparring.see.default_eps`:
-            8/255 in linf for photos; attacks that seek the smallest change need none.
+            8/255 in linf for photos; attacks that seek the smallest change need none. Attacks that move, turn or recolour
+            pixels read it as their own largest change: degrees, pixels of flow, severity.
         norm: "linf", "l2", "l1" or "l0"; None takes linf, or what the attack searches first.
         queries: the most queries of a black-box attack.
         seed: of all randomness.
@@ -108,7 +110,7 @@ def attack(  # noqa: PLR0913 (one call that says a whole threat model)
     victim = viewer.victim
     y = clean.labels.cpu() if label is None else torch.tensor([victim.label_index(label)])
     goal = None if target is None else Targeted(victim.label_index(target))
-    space = _space(method, norm, eps, lattice, x, viewer)
+    space, size = _space(method, norm, eps, lattice, x, viewer)
     threat = ThreatModel(space, goal=goal or Untargeted(), queries=queries)
     result = method(victim, x, y, threat, seed=seed)
     changed = result.adversarial
@@ -127,7 +129,7 @@ def attack(  # noqa: PLR0913 (one call that says a whole threat model)
         target=None if goal is None else victim.label_name(int(goal.of(y)[0])),
         distances=distances_of(changed - x.to(changed.device)),
         norm=space.name,
-        eps=None if space.eps is None else float(space.eps),
+        eps=size,
         seconds=time.perf_counter() - started,
         result=result,
         viewer=viewer,
@@ -148,20 +150,22 @@ def _method(attack: str | Attack, params: dict[str, Any]) -> Attack:
     return method
 
 
-def _space(method: Attack, norm: str | None, eps: float | None, lattice: int | None, x: Tensor, viewer: Viewer) -> Ball:
-    """The ball of the search, with the usual eps where none is given and the attack needs one."""
+def _space(
+    method: Attack, norm: str | None, eps: float | None, lattice: int | None, x: Tensor, viewer: Viewer
+) -> tuple[Ball | Drawn, float | None]:
+    """The space of the search and its size, the usual one where none is given and the attack needs one."""
     searched = [name for name in method.card.spaces if name in NORMS]
-    if norm is None:
-        if not searched:
-            raise ThreatError(
-                f"{method.card.name} searches {', '.join(method.card.spaces)}; none of them is a norm ball of pixels"
-            )
-        norm = "linf" if "linf" in searched else searched[0]
+    if isinstance(eps, (str, bool)):
+        raise InputError(f"eps is {eps!r}; a number is needed, for example 8 / 255")
+    lattice = None if viewer.victim.bounds is None else lattice
+    if norm is None and not searched:
+        return usual_change(
+            method.card.spaces[0], eps, lattice, (x.shape[-2], x.shape[-1]), smallest=method.card.minimal
+        )
+    norm = norm or ("linf" if "linf" in searched else searched[0])
     if norm.lower() not in NORMS:
         raise UnknownNameError.among("norm", norm, NORMS)
     norm = norm.lower()
-    if isinstance(eps, (str, bool)):
-        raise InputError(f"eps is {eps!r}; a number is needed, for example 8 / 255")
     if eps is None and not method.card.minimal:
         eps = default_eps(norm, tuple(x.shape[1:]), viewer.span if norm != "l0" else 1.0)
-    return NORMS[norm](eps, lattice=None if viewer.victim.bounds is None else lattice)
+    return NORMS[norm](eps, lattice=lattice), eps

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from sparring.core.errors import InputError
+from sparring.core.errors import InputError, ThreatError
+
+if TYPE_CHECKING:
+    from sparring.images.rendering import Drawn
 
 _PHOTO, _GREY = 8 / 255, 0.3
 _SMALL = 64
@@ -35,6 +40,42 @@ def default_eps(norm: str, shape: tuple[int, ...], span: float = 1.0) -> float:
     if norm not in radii:
         raise InputError(f"there is no usual eps for {norm!r}; give eps")
     return radii[norm]
+
+
+def usual_change(
+    name: str, eps: float | None, lattice: int | None, sides: tuple[int, int], *, smallest: bool = False
+) -> tuple[Drawn, float | None]:
+    """The space of a change that is no norm ball, and the number that says its size.
+
+    Args:
+        name: what the attack's card calls it: "rotations" (30 degrees, and shifts by a tenth of the shorter side), "flow"
+            (half a pixel), "colour_map" (.06), "hue_saturation" (any turn), "corruptions" (severity 5).
+        eps: its size in its own unit, in the place of the usual one.
+        lattice: levels of a pixel, or None.
+        sides: height and width of the pictures.
+        smallest: leave out the usual size, for attacks that seek the smallest change.
+
+    Raises:
+        ThreatError: no such change is made to pictures.
+    """
+    from sparring.images import ColourMap, Corruptions, Flow, HueSaturation, Rotations
+
+    usual = {"rotations": 30.0, "flow": 0.5, "colour_map": 0.06, "hue_saturation": 0.5, "corruptions": 5.0}
+    if name not in usual:
+        raise ThreatError(
+            f"{name!r} is no change of a picture's pixels; `sparring attacks` lists what attacks pictures"
+        )
+    without = smallest and name in ("flow", "colour_map", "corruptions")
+    size = eps if eps is not None or without else usual[name]
+    shift = float(max(1, round(min(sides) / 10)))
+    made: dict[str, Callable[[], Drawn]] = {
+        "rotations": lambda: Rotations(size or 0.0, shift, lattice=lattice),
+        "flow": lambda: Flow(size, lattice=lattice),
+        "colour_map": lambda: ColourMap(size, lattice=lattice),
+        "hue_saturation": lambda: HueSaturation(size or 0.0, lattice=lattice),
+        "corruptions": lambda: Corruptions(size, lattice=lattice),
+    }
+    return made[name](), size
 
 
 def ball_text(norm: str, eps: float | None) -> str:

@@ -115,8 +115,8 @@ class SimBA(Attack):
         if self.basis == "pixel":
             return torch.zeros_like(run.x).flatten(1).scatter_(1, number[:, None], 1.0).reshape(run.x.shape)
         _, c, h, w = as_pictures(run.x).shape
-        down = _cosines(h).to(run.x)[number // w % h]
-        across = _cosines(w).to(run.x)[number % w]
+        down = cosines(h).to(run.x)[number // w % h]
+        across = cosines(w).to(run.x)[number % w]
         wave = down[:, None, :, None] * across[:, None, None, :]
         channel = torch.arange(c, device=number.device) == (number // (h * w))[:, None]
         return (wave * channel[..., None, None]).reshape(run.x.shape)
@@ -130,7 +130,7 @@ def _band(side: int, share: float) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def _cosines(side: int) -> Tensor:
+def cosines(side: int) -> Tensor:
     """The orthonormal cosine basis of one side (DCT-II), a row for each frequency, (side, side)."""
     at = (torch.arange(side, dtype=torch.float64) + 0.5) * math.pi / side
     rows = torch.cos(torch.arange(side, dtype=torch.float64)[:, None] * at)

@@ -89,7 +89,9 @@ class Square(Attack):
             if len(rows):
                 kept = point[rows]
                 s.x.index_copy_(0, rows, kept)
-                s.bar.index_copy_(0, rows, bar(value[rows], scores[rows]))
+                s.bar.index_copy_(
+                    0, rows, bar(value[rows], scores[rows]).to(s.bar.dtype)
+                )  # some victims answer float64
                 s.windows.accept(run, rows, kept)
 
     def share(self, t: int, count: int) -> float:
