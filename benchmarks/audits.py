@@ -57,7 +57,7 @@ def _autoattack(package: Any, net: nn.Module, x: Tensor, y: Tensor, eps: float) 
         with warnings.catch_warnings(), torch.random.fork_rng():
             warnings.simplefilter("ignore")
             attack = package.AutoAttack(net, norm="Linf", eps=eps, version="standard", seed=0)
-            adversarial = attack.run_standard_evaluation(x, y, batch_size=len(x))
+            adversarial, *_ = attack.run_standard_evaluation(x, y, batch_size=len(x))
         with torch.no_grad():
             return (float((net(adversarial).argmax(1) == y).float().mean()),)
 

@@ -25,7 +25,7 @@ EPS = 0.3
 SCREENED, NEAREST = 5000, 100
 WANTED = 20
 # One population of few rounds: what survives it costs most of the time, and more of them break few of those.
-ATTACK = LinearRegions(restarts=1, rounds=3)
+ATTACK = LinearRegions(restarts=1, rounds=4)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparring.core.balls import Linf
 from sparring.core.errors import UnknownNameError
+from sparring.core.network import Victim
 from sparring.core.threat import Access
 from sparring.core.victim import BaseVictim, Traits
+from sparring.defences.detectors import has_slope
 from sparring.evaluation.data import Data
 from sparring.evaluation.errors import PlanError
 from sparring.evaluation.plan import Plan
@@ -34,24 +37,28 @@ class Facts:
         classes: how many it has, or None where it does not say.
         access: what the attacker sees of it.
         traits: what its forward does.
+        guarded: whether it has a detector that a joint attack can climb.
     """
 
     classes: int | None
     access: Access
     traits: Traits
+    guarded: bool = False
 
 
 def facts(victim: BaseVictim, data: Data, threat: ThreatSpec) -> Facts:
     """Look at a victim; a few samples are shown to it where it has not said how many classes it has."""
-    classes = victim.classes
-    if classes is None:
-        few = torch.arange(min(4, len(data)))
+    classes, guard = victim.classes, getattr(victim, "detector", None)
+    few = torch.arange(min(4, len(data)))
+    guarded = False
+    if classes is None or guard is not None:
         with victim.at_rest():
             x, _ = victim.admit(data.inputs(few), data.y[few])
             scores = victim.query(x).scores
         classes = None if scores is None else scores.shape[1]
+        guarded = guard is not None and isinstance(victim, Victim) and isinstance(x, Tensor) and has_slope(victim, x)
     access = victim.access if threat.access is None else min(victim.access, Access.parse(threat.access))
-    return Facts(classes, access, victim.traits)
+    return Facts(classes, access, victim.traits, guarded)
 
 
 def check_name(preset: str) -> None:
@@ -80,7 +87,8 @@ def fill(plan: Plan, known: Facts) -> Plan:
         )
     attacks = list(_by_queries(plan.preset, threat, known))
     if known.access is Access.GRADIENTS:
-        attacks = [*_MADE[plan.preset](threat, known), *(attacks if plan.preset != "fast" else ())]
+        gradients = [*_MADE[plan.preset](threat, known), *_joint(plan.preset, known)]
+        attacks = [*gradients, *(attacks if plan.preset != "fast" else ())]
         if known.traits.stochastic:
             attacks = [replace(s, eot=EOT) if s.card.access is Access.GRADIENTS else s for s in attacks]
     if plan.surrogates and plan.preset == "thorough":
@@ -138,6 +146,12 @@ def _thorough(threat: ThreatSpec, known: Facts) -> list[AttackSpec]:
     )
     more = _spec("apgd", steps=50, restarts=5, loss="probability_margin")
     return [*_standard(threat, known), *far, more, _spec("pgd", steps=100, restarts=5, loss="margin"), smallest]
+
+
+def _joint(preset: str, known: Facts) -> list[AttackSpec]:
+    """Where a detector rejects: the climb that minds its score as well, since no loss of the others does."""
+    steps = {"fast": 40, "standard": 100, "thorough": 200}[preset]
+    return [_spec("joint-pgd", steps=steps)] if known.guarded else []
 
 
 def _by_queries(preset: str, threat: ThreatSpec, known: Facts) -> list[AttackSpec]:

@@ -187,7 +187,7 @@ def view_of(victim: BaseVictim, spec: AttackSpec) -> BaseVictim:
     """
     if not isinstance(victim, Victim):
         return victim
-    bridged = spec.bpda and any(hasattr(stage, "surrogate") for stage in victim.stages)
+    bridged = spec.bpda and any(getattr(stage, "surrogate", None) is not None for stage in victim.stages)
     return victim.attack_view(bpda=spec.bpda, eot=spec.eot) if bridged or spec.eot > 1 else victim
 
 

@@ -5,6 +5,28 @@ After Carlini et al. 2019 (arXiv:1902.06705), Athalye et al. 2018 (arXiv:1802.00
 2020 (arXiv:2003.01690). Importing this room registers them (see `sparring.evaluation.findings`).
 """
 
-from sparring.evaluation.checks import answers, entry, legality, outsiders, planted, radii, search, slopes
+from sparring.evaluation.checks import (
+    answers,
+    defended,
+    entry,
+    legality,
+    outsiders,
+    planted,
+    radii,
+    search,
+    slopes,
+    training,
+)
 
-__all__ = ["answers", "entry", "legality", "outsiders", "planted", "radii", "search", "slopes"]
+__all__ = [
+    "answers",
+    "defended",
+    "entry",
+    "legality",
+    "outsiders",
+    "planted",
+    "radii",
+    "search",
+    "slopes",
+    "training",
+]

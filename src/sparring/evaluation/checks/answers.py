@@ -100,7 +100,7 @@ def no_optimisation(context: Context) -> Finding | None:
     with context.victim.at_rest(), _counting() as calls:
         _ask(context, few, bill)
     stages = getattr(context.victim, "stages", ())
-    bridged = context.victim.traits.optimises and any(hasattr(stage, "surrogate") for stage in stages)
+    bridged = context.victim.traits.optimises and any(getattr(stage, "surrogate", None) is not None for stage in stages)
     count = len(calls)
     says = f"One query calls autograd {count} times." if count else "A query computes no gradient of its own."
     if count:

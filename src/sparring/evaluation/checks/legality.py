@@ -27,7 +27,7 @@ def legality(context: Context) -> Finding | None:
 
     Distances are summed in float64, and a violation counts in units of the larger of 1 and the radius.
     """
-    pairs = _pairs(context)
+    pairs = stored_pairs(context)
     bounds, space, bill = context.victim.bounds, context.threat.space, Bill()
     if not isinstance(space, Ball):
         return None
@@ -64,7 +64,7 @@ def legality(context: Context) -> Finding | None:
     )
 
 
-def _pairs(context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+def stored_pairs(context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Originals, adversarial inputs, labels and the radii that they prove, of the successes nearest to their limits."""
     evidence = context.evidence
     columns = evidence.attempts

@@ -15,6 +15,7 @@ from sparring.core.network import Victim
 from sparring.core.result import AttackResult
 from sparring.core.threat import Access, Goal, Targeted
 from sparring.core.victim import BaseVictim
+from sparring.defences.detectors import JointPGD
 from sparring.evaluation.checks.parts import Bill, Few, radius_of
 from sparring.evaluation.findings import Context
 from sparring.evaluation.plan import Step
@@ -31,15 +32,22 @@ def white_box(context: Context) -> list[Step]:
 
 
 def climb(context: Context) -> Step | None:
-    """The longest of them that takes a number of steps up a loss; the first of equals."""
+    """The longest of them that takes a number of steps up one loss; the first of equals."""
     longest: Step | None = None
     most = 0
     for step in white_box(context):
         attack: Any = attack_of(step)
         climbs = hasattr(attack, "steps") and hasattr(attack, "loss") and not attack.card.minimal
-        if climbs and attack.steps > most:
+        if climbs and not isinstance(attack, JointPGD) and attack.steps > most:
             longest, most = step, attack.steps
     return longest
+
+
+def joint(context: Context) -> Step | None:
+    """The first of them that minds the victim's detector; None where there is no detector, or no such attack."""
+    if getattr(context.victim, "detector", None) is None:
+        return None
+    return next((step for step in white_box(context) if isinstance(attack_of(step), JointPGD)), None)
 
 
 def attack_of(step: Step) -> Attack:
@@ -115,12 +123,23 @@ def assail(
     return result
 
 
-def worst_case(context: Context, few: Few, bill: Bill, radius: float, goal: Goal) -> tuple[Tensor, Tensor]:
+def worst_case(
+    context: Context, few: Few, bill: Bill, radius: float, goal: Goal | None, victim: BaseVictim | None = None
+) -> tuple[Tensor, Tensor]:
     """Which samples were right at first and which of these the audit's own attacks, made short, break: two bool (m,).
 
-    Only the white-box attacks take part where there are any.
+    Only the white-box attacks take part where there are any, at most three, and the one that minds a detector first.
+
+    Args:
+        context, few, bill: who, on whom, and what it costs.
+        radius: in the place of the threat's eps.
+        goal: in the place of the threat's own; None keeps that.
+        victim: in the place of the audited one.
     """
     steps = white_box(context) or [s for s in context.evidence.steps if s.role == "main"]
+    minding = joint(context)
+    if minding is not None and victim is None:
+        steps = [minding, *(s for s in steps if s is not minding)]
     factor = radius / (radius_of(context) or radius)
     correct = torch.ones(len(few.y), dtype=torch.bool, device=few.y.device)
     broken = torch.zeros_like(correct)
@@ -129,7 +148,7 @@ def worst_case(context: Context, few: Few, bill: Bill, radius: float, goal: Goal
         if not len(index):
             break
         attack = shortened(stretched(attack_of(step), factor), steps=100, restarts=1, classes=3, queries=500)
-        result = assail(context, step, few.take(index), bill, attack=attack, radius=radius, goal=goal)
+        result = assail(context, step, few.take(index), bill, attack=attack, victim=victim, radius=radius, goal=goal)
         broken[index] = result.succeeded
         if place == 0:
             correct[index] = result.clean_correct

@@ -54,7 +54,7 @@ def grey(context: Context) -> Finding | None:
     limit = None if few is None else largest_radius(context, few)
     if few is None or limit is None or not radius_of(context):
         return None
-    if context.threat.space.name == "l0":
+    if context.threat.space.name == "l0" or context.victim.traits.rejects:  # a detector may reject all that is grey
         return None
     correct, broken = worst_case(context, few, bill, limit / 2, Untargeted())
     n = len(few.y)

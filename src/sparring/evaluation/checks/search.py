@@ -17,7 +17,7 @@ from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
 from sparring.core.runner import CLAIM_SLACK
 from sparring.core.threat import Goal, Targeted
-from sparring.evaluation.checks.own import assail, attack_of, climb, shortened, white_box
+from sparring.evaluation.checks.own import assail, attack_of, climb, joint, shortened, white_box
 from sparring.evaluation.checks.parts import (
     FEW,
     POINT,
@@ -108,7 +108,10 @@ def _watched(context: Context, step: Any, one: Few, sighted: list[bool]) -> Vict
     space = space.bound(one.x, context.victim.bounds)
 
     def note(x: Tensor, scores: Tensor) -> None:
-        if x.shape == one.x.shape and bool(aim.achieved(Prediction.of(scores), one.y, CLAIM_SLACK).any()):
+        if x.shape != one.x.shape:
+            return
+        accepted = view.accepts(x) if isinstance(view, Victim) else None
+        if bool(aim.achieved(Prediction.of(scores, accepted), one.y, CLAIM_SLACK).any()):
             sighted.append(bool(space.contains(one.x, x).any()))
 
     if not isinstance(view, Victim):
@@ -185,8 +188,11 @@ def iterations_help(context: Context) -> Finding | None:
 
 @check(14, "budget", "Twice the steps and restarts break no more")
 def budget(context: Context) -> Finding | None:
-    """How many survivors the audit's longest climb breaks with twice the steps and twice the restarts."""
-    step, bill = climb(context), Bill()
+    """How many survivors the audit's longest climb breaks with twice the steps and twice the restarts.
+
+    Against a detector it is the attack that minds it.
+    """
+    step, bill = joint(context) or climb(context), Bill()
     if step is None or step.spec is None:
         return None
     attack: Any = attack_of(step)
