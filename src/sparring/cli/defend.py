@@ -69,13 +69,14 @@ def defend(
 ) -> None:
     """Put stages in front of a model and a detector behind them, and save one file that loads back.
 
-    In Python, sparring.defences.load_defended(FILE) is the victim.
+    `sparring audit --model FILE` attacks it as its traits ask; in Python, sparring.load(FILE) is the victim.
     """
     from sparring.core.network import Victim
     from sparring.defences import save_defended
     from sparring.defences.detectors import Detector
     from sparring.defences.inputs import InputDefence
-    from sparring.evaluation.sources import load_data, load_victim
+    from sparring.evaluation.sources import load_data
+    from sparring.victims import load
 
     made = [_made(text) for text in chosen or []]
     if not made:
@@ -86,7 +87,7 @@ def defend(
         raise InputError(f"{len(guards)} detectors came; one file holds one (in Python, detectors.Union joins several)")
     if others := [type(d).__name__ for d in made if not isinstance(d, (InputDefence, Detector))]:
         raise InputError(f"{', '.join(others)} trains a model and wraps none: use `sparring train`")
-    victim = load_victim(model)
+    victim = load(model)
     if not isinstance(victim, Victim):
         raise InputError(f"{model!r} is a {type(victim).__name__}; stages stand in front of PyTorch victims alone")
     for guard in guards:

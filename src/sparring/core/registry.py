@@ -58,7 +58,13 @@ ATTACKS: dict[str, type] = {}
 DEFENCES: dict[str, type] = {}
 
 # Modules that register their methods when they are imported; the registry imports them on the first look-up.
-_ATTACK_MODULES = ["sparring.attacks", "sparring.text", "sparring.tabular", "sparring.images.attacks"]
+_ATTACK_MODULES = [
+    "sparring.attacks",
+    "sparring.text",
+    "sparring.tabular",
+    "sparring.images.attacks",
+    "sparring.defences.detectors",
+]
 _DEFENCE_MODULES = ["sparring.defences"]
 
 

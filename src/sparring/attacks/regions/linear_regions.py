@@ -175,7 +175,7 @@ class LinearRegions(Attack):
     climbs: int = 100
     steps: int = 100
     programmes: int = 4
-    units: int = 40
+    units: int = 60
     nodes: int = 5
 
     def search(self, run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from sparring.defences.detectors.base import ROC, Detector
 from sparring.defences.detectors.features import features
-from sparring.defences.detectors.joint import JointPGD
+from sparring.defences.detectors.joint import JointPGD, has_slope
 from sparring.defences.detectors.learned import LearnedDetector
 from sparring.defences.detectors.lid import LID
 from sparring.defences.detectors.magnet import AnswerDivergence, ReconstructionError
@@ -22,4 +22,5 @@ __all__ = [
     "ReconstructionError",
     "Union",
     "features",
+    "has_slope",
 ]

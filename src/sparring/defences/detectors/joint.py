@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparring.attacks.gradient.parts import Climber, start_at, step_length
-from sparring.attacks.gradient.pgd import PGD
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import CapabilityError
 from sparring.core.losses import get_loss, margin_of
 from sparring.core.network import Victim, run_stage
-from sparring.core.registry import Card
+from sparring.core.registry import Card, attack
 from sparring.core.rng import KeyedRandom
 from sparring.core.runner import CLAIM_SLACK, Run
+from sparring.core.threat import Access
 from sparring.defences.detectors.base import through
 
 
+@attack(
+    Card(
+        name="joint-pgd",
+        title="PGD against a network and its detector",
+        paper="Bryniarski et al. 2021, Evading Adversarial Example Detection Defenses with Orthogonal Projected Gradient "
+        "Descent, arXiv:2106.15023",
+        access=Access.GRADIENTS,
+        spaces=("linf", "l2", "l1"),
+        cost="steps x (forward + backward of the network and of the detector) per restart",
+        caveats="Made for victims that reject; on others it is PGD with a margin loss. The detector needs score(x) and "
+        "threshold, and a gradient from the score to the input.",
+        floor={"linf": 0.9, "l2": 0.9, "l1": 0.9},
+    )
+)
 @dataclass(frozen=True, kw_only=True)
 class JointPGD(Attack):
     """PGD that climbs the classifier's loss until the answer is wrong, and from there lowers the detector's score.
@@ -33,8 +47,7 @@ class JointPGD(Attack):
     with more the input moves on into the wrong class, where many detectors see nothing odd. A success is wrong and
     accepted, which the run decides. Victims without a detector meet plain PGD.
 
-    It needs a detector with `score(x)` and `threshold`, as those of `sparring.defences.detectors` are; it is in no
-    registry since it is made for them alone.
+    It needs a detector with `score(x)` and `threshold`, as those of `sparring.defences.detectors` are.
 
     Args:
         steps: gradient steps per restart, each one forward and backward of the network and one of the detector.
@@ -48,16 +61,6 @@ class JointPGD(Attack):
         Descent, arXiv:2106.15023 (the selective form), and the weighted sum of Carlini and Wagner 2017,
         arXiv:1705.07263.
     """
-
-    card: ClassVar[Card] = replace(
-        PGD.card,
-        name="joint-pgd",
-        title="PGD against a network and its detector",
-        paper="Bryniarski et al. 2021, Evading Adversarial Example Detection Defenses with Orthogonal Projected Gradient "
-        "Descent, arXiv:2106.15023",
-        aliases=(),
-        floor={},
-    )
 
     steps: int = 100
     step_size: float | None = None
@@ -79,7 +82,7 @@ class JointPGD(Attack):
         for t in run.steps(self.steps):
             g = run.gradient(s.x, loss)
             d = g.grad
-            if detector is not None and isinstance(victim, Victim):
+            if detector is not None and isinstance(victim, Victim) and run.access is Access.GRADIENTS:
                 noise = run.rng.fork(("detector", run.restart, t)) if victim.traits.stochastic else None
                 both = blend * _unit(d) - _unit(excess_gradient(victim, s.x, noise))
                 wrong = per_sample(margin_of(g.scores, run.y, run.goal) > CLAIM_SLACK, s.x)
@@ -89,8 +92,32 @@ class JointPGD(Attack):
             )
 
 
+def has_slope(victim: Victim, x: Tensor) -> bool:
+    """Whether the joint attack can climb: the detector has a score and a threshold, and the score a gradient at x."""
+    if not (hasattr(victim.detector, "score") and hasattr(victim.detector, "threshold")):
+        return False
+    try:
+        with victim.at_rest():
+            excess_gradient(victim, x)
+    except CapabilityError:
+        return False
+    return True
+
+
 def excess_gradient(victim: Victim, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
-    """The gradient of the detector's score with respect to raw inputs, (n, ...), through the stages' surrogates."""
+    """The gradient of the detector's score with respect to raw inputs, (n, ...), through the stages' surrogates.
+
+    A view that averages its gradients over draws (EOT) has this one averaged over as many.
+    """
+    draws = int(getattr(victim, "eot", 1))
+    total = torch.zeros_like(x)
+    for draw in range(draws):
+        keyed = noise if noise is None or draws == 1 else noise.fork(("draw", draw))
+        total += _excess_gradient(victim, x, keyed)
+    return torch.nan_to_num(total / draws, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _excess_gradient(victim: Victim, x: Tensor, noise: KeyedRandom | None) -> Tensor:
     detector: Any = victim.detector
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -102,7 +129,7 @@ def excess_gradient(victim: Victim, x: Tensor, noise: KeyedRandom | None = None)
     if not score.requires_grad:
         raise CapabilityError(f"no gradient reaches the input from the score of {type(detector).__name__}")
     (grad,) = torch.autograd.grad(score, leaf)
-    return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+    return grad
 
 
 def _unit(d: Tensor) -> Tensor:

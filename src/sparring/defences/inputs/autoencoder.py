@@ -24,6 +24,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, channels: int, width: int = 16) -> None:
         super().__init__()
+        self.settings = {"channels": channels, "width": width}
         self.into = nn.Conv2d(channels, width, 3, padding=1)
         self.low = nn.Conv2d(width, width, 3, padding=1)
         self.up = nn.Conv2d(width, width, 3, padding=1)

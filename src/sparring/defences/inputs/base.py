@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from sparring.core.errors import InputError
+from sparring.core.errors import InputError, VictimError
+from sparring.core.network import Victim
 from sparring.core.registry import Card
 from sparring.core.victim import Traits
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class InputDefence(nn.Module):
@@ -46,6 +50,44 @@ class InputDefence(nn.Module):
         Raises:
             InputError: which one, and what was needed.
         """
+
+
+class Learned(InputDefence):
+    """A stage with a network of its own, which `fit` trains on clean data where none was given."""
+
+    def fit(self, victim: Victim, x: Tensor, y: Tensor) -> Self:
+        """Train the network, unless there is one already.
+
+        Args:
+            victim: the model that will stand behind the stage.
+            x: clean inputs in raw units, (n, ...).
+            y: their labels, int64 (n,).
+        """
+        raise NotImplementedError
+
+    def ready(self, network: nn.Module | None) -> nn.Module:
+        """The network.
+
+        Raises:
+            VictimError: there is none yet.
+        """
+        if network is None:
+            name = type(self).__name__
+            raise VictimError(f"{name} has no network yet; give it one, or call {name}().fit(victim, x, y) first")
+        return network
+
+
+def nothing() -> None:
+    """A default by factory: a plain None would stay on the class and hide the module that is assigned later."""
+
+
+def seeded(make: Callable[[], M], source: torch.Generator) -> M:
+    """A module whose first weights come from `source`; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(source.get_state())
+        made = make()
+        source.set_state(torch.random.get_rng_state())
+    return made
 
 
 def whole(value: int, name: str, least: int, most: int | None = None) -> None:

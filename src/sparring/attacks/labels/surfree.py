@@ -1,0 +1,149 @@
+"""SurFree: random directions, and on each the circle that a flat boundary would touch; no gradient is estimated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparring.attacks.labels.frequencies import Frequencies, unit
+from sparring.attacks.labels.parts import crosses, first_points, to_boundary
+from sparring.core.attack import Attack
+from sparring.core.balls import per_sample
+from sparring.core.errors import InputError
+from sparring.core.registry import Card, attack
+from sparring.core.runner import Run
+from sparring.core.threat import Access
+
+
+@dataclass
+class Circling:
+    """Where each sample stands.
+
+    Attributes:
+        x: the adversarial point, (m, ...).
+        reach: the greatest angle that is tried, in radians, (m,).
+        past: the last directions by their coordinates, orthonormal, (m, memory, k).
+    """
+
+    x: Tensor
+    reach: Tensor
+    past: Tensor
+
+
+@attack(
+    Card(
+        name="surfree",
+        title="SurFree: circles in random low-frequency directions",
+        paper="Maho, Furon and Le Merrer 2021, SurFree: a fast surrogate-free black-box attack, arXiv:2011.12807",
+        access=Access.LABELS,
+        spaces=("l2",),
+        minimal=True,
+        cost="about 20 queries for the way to the boundary, then 2 to 12 a step",
+        caveats="At its best below a thousand queries; with thousands, attacks that estimate the normal come nearer. "
+        "Targeted, it needs a start of the target's class: Knowledge(starts=...) or Knowledge(data=...).",
+        floor={"l2": 0.45},
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class SurFree(Attack):
+    r"""From the boundary point ``x + d u`` turn towards a random v orthogonal to u, as far as stays adversarial.
+
+    The points :math:`z(\theta) = x + d \cos\theta\,(u \cos\theta + v \sin\theta)` make the circle through x and the
+    boundary point; a flat boundary cuts it at the nearest point to x in the plane of u and v, and all of them are nearer
+    than d. The direction v has random signs for low-frequency coordinates and is orthogonal to the directions before.
+
+    The paper spends up to six queries on the side and ten on the angle (adaptation 0.98, three grades, ten halvings).
+    Two, then one, come nearer for the same queries: a new direction gains more than the last bit of an angle.
+
+    Args:
+        steps: directions.
+        frequencies: the share of each side's frequencies, the lowest, that directions are made of.
+        angle: the first greatest angle, in degrees; it grows with each success and shrinks with each failure.
+        adaptation: by which factor.
+        grades: fractions of the greatest angle that are tried to both sides, from the greatest down.
+        halvings: of the angle, after the first success.
+        memory: directions that the next one is orthogonal to.
+        tries: random points asked for a first adversarial one.
+    """
+
+    steps: int = 10_000
+    frequencies: float = 0.5
+    angle: float = 30.0
+    adaptation: float = 0.9
+    grades: int = 1
+    halvings: int = 1
+    memory: int = 100
+    tries: int = 100
+
+    def search(self, run: Run) -> None:
+        """Find a start, turn."""
+        if not (0 < self.frequencies <= 1 and 0 < self.adaptation < 1 and 0 < self.angle <= 90):
+            raise InputError(
+                f"frequencies, adaptation and angle are {self.frequencies}, {self.adaptation} and {self.angle}; they "
+                "must be in (0, 1], (0, 1) and (0, 90]"
+            )
+        start, found = first_points(run, self.tries)
+        run.give_up(~found)
+        start = to_boundary(run, start, torch.full((len(start),), 2.0**-10, device=start.device), found)
+        waves = Frequencies.of(run.x, self.frequencies)
+        m, memory = len(start), min(self.memory, waves.size // 2)
+        reach = torch.full((m,), math.radians(self.angle), device=start.device)
+        s = run.begin(Circling(start, reach, start.new_zeros(m, memory, waves.size)))
+        for t in run.steps(self.steps):
+            v = self._direction(run, s, waves, t)
+            s.x, turned = self._turn(run, s, waves.vectors(v))
+            s.reach = (s.reach * torch.where(turned, 1 / self.adaptation, self.adaptation)).clamp(max=math.pi / 2)
+            if memory:
+                s.past[:, t % memory] = v
+
+    @staticmethod
+    def _direction(run: Run, s: Circling, waves: Frequencies, t: int) -> Tensor:
+        """The coordinates of a random unit vector orthogonal to the way from x and to the last directions, (m, k)."""
+        drawn = run.rng.integers((waves.size,), ("direction", t), 3).to(s.x.dtype) - 1
+        away = _apart(unit(waves.coordinates(s.x - run.x)), s.past)
+        drawn = _apart(drawn, s.past)
+        away = unit(away)
+        return unit(drawn - (drawn * away).sum(1, keepdim=True) * away)
+
+    def _turn(self, run: Run, s: Circling, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest adversarial point found on each circle, (m, ...), and which samples have moved, bool (m,)."""
+        away = s.x - run.x
+        distance = torch.linalg.vector_norm(away.flatten(1), dim=1)
+        u = away / per_sample(distance.clamp(min=1e-12), away)
+
+        def at(angle: Tensor) -> Tensor:
+            c, d = per_sample(angle.cos(), u), per_sample(distance, u)
+            point = run.x + d * c * (c * u + per_sample(angle.sin(), u) * v)
+            return point if run.space.bounds is None else run.space.bounds.clamp(point)
+
+        best = torch.zeros_like(distance)
+        going = torch.ones_like(best, dtype=torch.bool)
+        for grade in range(self.grades, 0, -1):
+            for side in (1, -1):
+                rows = (going & (best == 0)).nonzero().squeeze(1)
+                if len(rows):
+                    angle = s.reach * (side * grade / self.grades)
+                    hit, granted = crosses(run, at(angle)[rows], rows)
+                    best[rows[hit]] = angle[rows[hit]]
+                    going[rows[~granted]] = False
+        going = going & (best != 0)
+        beyond = (best.abs() + s.reach / self.grades).clamp(max=math.pi / 2) * best.sign()
+        for _ in range(self.halvings):
+            rows = going.nonzero().squeeze(1)
+            if not len(rows):
+                break
+            middle = (best + beyond) / 2
+            hit, granted = crosses(run, at(middle)[rows], rows)
+            best[rows[hit]] = middle[rows[hit]]
+            beyond[rows[~hit & granted]] = middle[rows[~hit & granted]]
+            going[rows[~granted]] = False
+        moved = best != 0
+        return torch.where(per_sample(moved, s.x), at(best), s.x), moved
+
+
+def _apart(v: Tensor, past: Tensor) -> Tensor:
+    """v, (m, k), without its part in the span of the orthonormal rows `past`, (m, j, k)."""
+    return v - torch.einsum("mj,mjk->mk", torch.einsum("mk,mjk->mj", v, past), past)
