@@ -13,6 +13,8 @@ from benchmarks.harness import commit, hardware
 SECTIONS = {
     "pgd-floor": "benchmarks.pgd:floor",
     "pgd-peers": "benchmarks.pgd:peers",
+    "scores": "benchmarks.queries:by_scores",
+    "labels": "benchmarks.queries:by_labels",
     "regions-hard": "benchmarks.regions:hard",
     "regions-survivors": "benchmarks.regions:survivors",
     "audit-standard": "benchmarks.audits:standard",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from sparring.attacks.regions.pieces import Forms, Neighbourhood
+
+if (
+    TYPE_CHECKING
+):  # scipy's solvers take longer to import than all other attacks together: they come with the first programme
+    from scipy.sparse import csr_array
 
 # The best gain is at most half as large again as the one taken: a closer proof costs more than the next programme finds.
 GAP = 0.5
@@ -33,6 +40,8 @@ def best_shift(hood: Neighbourhood, winner: int, losers: Sequence[int], nodes: i
         losers: the classes that it must lead.
         nodes: of branch and bound, at most.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     v = len(hood.least)
     chosen = sum(len(choice.least) for choice in hood.choices)
     table = _Table(v + chosen + 1)  # the variables, one binary per choosing unit, and the gain
@@ -58,16 +67,36 @@ def best_shift(hood: Neighbourhood, winner: int, losers: Sequence[int], nodes: i
     most = np.concatenate([_numbers(hood.most), np.ones(chosen), [np.inf]])
     whole = np.zeros(v + chosen + 1)
     whole[v : v + chosen] = 1
-    found = milp(
-        cost,
-        integrality=whole,
-        bounds=Bounds(least, most),
-        constraints=LinearConstraint(*table.rows()),
-        options={"node_limit": nodes, "mip_rel_gap": GAP},
-    )
+    with _solver_to_stderr():
+        found = milp(
+            cost,
+            integrality=whole,
+            bounds=Bounds(least, most),
+            constraints=LinearConstraint(*table.rows()),
+            # presolving takes longer here than what it saves
+            options={"node_limit": nodes, "mip_rel_gap": GAP, "presolve": False},
+        )
     if found.x is None or found.x[-1] <= 0:
         return None
     return torch.as_tensor(found.x[:v]).to(hood.least)
+
+
+@contextlib.contextmanager
+def _solver_to_stderr() -> Iterator[None]:
+    """What HiGHS writes to the process's standard output goes to standard error: one of its lines no option silences."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # a process without a standard output
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        with contextlib.suppress(OSError, TypeError, AttributeError):  # where the C library has no such name
+            ctypes.CDLL(None).fflush(None)  # what still lies in its buffer would come out after the switch back
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class _Table:
@@ -85,17 +114,21 @@ class _Table:
 
     def pick(self, first: int | np.ndarray, count: int = 0) -> csr_array:
         """Rows that each pick one column: `count` from `first` on, or the columns `first`."""
+        from scipy.sparse import csr_array
+
         columns = first if isinstance(first, np.ndarray) else np.arange(first, first + count)
         n = len(columns)
         return csr_array((np.ones(n), (np.arange(n), columns)), shape=(n, self.width))
 
     def add(self, block: csr_array, least: np.ndarray) -> None:
         """Demand block v >= least."""
-        self._blocks.append(self.widen(csr_array(block)))
+        self._blocks.append(self.widen(block.copy()))
         self._least.append(least)
 
     def rows(self) -> tuple[csr_array, np.ndarray]:
         """All rows, and what each must reach."""
+        from scipy.sparse import vstack
+
         return vstack(self._blocks, format="csr"), np.concatenate(self._least)
 
 
@@ -104,5 +137,7 @@ def _numbers(values: Tensor) -> np.ndarray:
 
 
 def _matrix(forms: Forms) -> csr_array:
+    from scipy.sparse import csr_array
+
     slopes = forms.slopes
     return csr_array(_numbers(slopes.masked_fill(slopes.abs() < NEGLIGIBLE, 0.0)))
