@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.metadata import version as installed_version
+from typing import Any
 
 project = "sparring"
 author = "The sparring contributors"
@@ -41,3 +43,21 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = "sparring"
+
+
+def _bars_are_norms(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings write norms as people do, |x|; reStructuredText would look for a substitution of that name."""
+    inside_math = False
+    for i, line in enumerate(lines):
+        if line.lstrip().startswith(".. math::"):
+            inside_math = True
+        elif inside_math and line.strip() and not line.startswith(" "):
+            inside_math = False
+        if not inside_math and not line.lstrip().startswith((">>>", "...")):
+            parts = re.split(r"(``.*?``|:\w+:`.*?`|`.*?`)", line)
+            lines[i] = "".join(p if p.startswith(("`", ":")) and p.endswith("`") else p.replace("|", r"\|") for p in parts)
+
+
+def setup(app: Any) -> None:
+    """Sphinx calls this."""
+    app.connect("autodoc-process-docstring", _bars_are_norms)

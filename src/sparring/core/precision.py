@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,20 @@ class Scout(Victim):
 
     def scores(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
         """Scores (n, k) in float32, computed in bfloat16."""
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            return self.exact.scores(x, noise).float()
+            return self.exact.scores(_channels_last(x), noise).float()
+
+    def objective(
+        self, x: Tensor, loss: Callable[[Tensor], Tensor], noise: KeyedRandom | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the exact view raises, of scores computed in bfloat16; both in float32."""
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            value, scores = self.exact.objective(_channels_last(x), lambda s: loss(s.float()), noise)
+        return value.float(), scores.float()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def scout(view: Victim, x: Tensor, precision: str) -> Scout | None:

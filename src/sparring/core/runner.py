@@ -218,14 +218,17 @@ class Run:
         if self._view is not None and isinstance(self.x, Tensor):
             self._scout = scout(self._view, self.x, precision)
 
-    def gradient(self, x: Tensor, loss: Loss) -> Gradient:
+    def gradient(self, x: Tensor, loss: Loss, *, candidates: bool = True) -> Gradient:
         """The loss, its gradient and the scores at x, (m, ...); the same forward serves the success check.
+
+        Without `candidates`, x is what the victim sees of other points (transformed, of another shape, outside the space):
+        it is taken as it is, and no success there counts. `claim` says which of those points are inputs all the same.
 
         Raises:
             SearchOver: every sample is decided by this forward; the runner catches it.
         """
         view = self._scout or self._gradients()
-        point = self._snap(self.x, x, self.space)
+        point = self._snap(self.x, x, self.space) if candidates else x
         draws = int(getattr(view, "eot", 1))
         total: Gradient | None = None
         for _ in range(draws):
@@ -235,7 +238,8 @@ class Run:
                 total_loss = value.sum()
             self._count(forwards=1)
             if draws == 1:
-                self._note(point, self._output(view, point, scores), sure=self._scout is None)
+                if candidates:
+                    self._note(point, self._output(view, point, scores), sure=self._scout is None)
                 self._stop_if_over()
             grad = self._differentiate(total_loss, leaf)
             self._count(backwards=1)
@@ -245,11 +249,16 @@ class Run:
             raise InputError(f"eot is {draws}; at least one draw is needed")
         if draws > 1:
             total = Gradient(*(t / draws for t in total))
-            self._note(point, self._output(view, point, total.scores), sure=self._scout is None)
+            if candidates:
+                self._note(point, self._output(view, point, total.scores), sure=self._scout is None)
         grad = total.grad
         if not bool(torch.isfinite(grad.sum())):  # one sum is cheap; the repair is rare
             grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
         return Gradient(total.loss, grad, total.scores)
+
+    def claim(self, x: Tensor, scores: Tensor, only: Tensor) -> None:
+        """Note the successes at x, (m, ...), inside the space, from a gradient's scores there; among the samples `only`, bool (m,)."""
+        self._note(x, self._output(self._gradients(), x, scores), sure=self._scout is None, only=only)
 
     def jacobian(self, x: Tensor, classes: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (m, k), the classes chosen from them (m, j), and the gradients of those scores (m, j, ...).

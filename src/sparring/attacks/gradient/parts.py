@@ -5,8 +5,6 @@ BIM, PGD, MI-FGSM and their kin are short recipes of these parts. An attack whos
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -89,21 +87,16 @@ def gradient_through(
         through: a differentiable map from x to what the victim sees, which may have another shape, and which samples it
             left untouched, bool (m,), or None for none of them.
     """
-    aside = copy.copy(run)  # the ledger is shared: forwards and backwards are counted as ever
-    aside._blind = True
     if getattr(run.space, "lattice", None) is not None:
-        aside.space = dataclasses.replace(run.space, lattice=None)
         x = run.space.snap(run.x, x)
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
         seen, untouched = through(leaf)
-    value, grad, scores = aside.gradient(seen.detach(), loss)
-    run._calls = aside._calls
+    value, grad, scores = run.gradient(seen.detach(), loss, candidates=False)
     if seen is not leaf:
         (grad,) = torch.autograd.grad(seen, leaf, grad)
     if untouched is not None:
-        point = leaf.detach()
-        run._note(point, run._output(run._gradients(), point, scores), sure=run._scout is None, only=untouched)
+        run.claim(leaf.detach(), scores, untouched)
     return Gradient(value, grad, scores)
 
 

@@ -59,4 +59,5 @@ class Frequencies:
 
 def unit(v: Tensor) -> Tensor:
     """v over its Euclidean length along the last dimension; zero stays zero."""
-    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp(min=1e-12)
+    length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return v / length.clamp(min=1e-12)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.balls import per_sample
+from sparring.core.batch import Batch
 from sparring.core.errors import ThreatError
 from sparring.core.runner import Run
 
@@ -13,16 +14,16 @@ from sparring.core.runner import Run
 HALVINGS = 25
 
 
-def crosses(run: Run, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def crosses(run: Run, x: Batch, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Whether each point reaches its sample's goal, and whether the question was granted; both bool.
 
     Args:
         run: the samples in play.
-        x: (j, ...) points.
+        x: (j, ...) points, or a list of j inputs.
         rows: the active sample of each point, int64 (j,); None for one each, in order.
     """
     answer, granted = run.ask(x, rows)
-    mine = rows if rows is not None else torch.arange(len(x), device=x.device)
+    mine = rows if rows is not None else torch.arange(len(x), device=run.y.device)
     hit = run.goal.take(mine).achieved(answer, run.y[mine]) & granted
     return hit, granted
 

@@ -41,10 +41,10 @@ class Circling:
         access=Access.LABELS,
         spaces=("l2",),
         minimal=True,
-        cost="about 20 queries for the way to the boundary, then 2 to 12 a step",
-        caveats="At its best below a thousand queries; with thousands, attacks that estimate the normal come nearer. "
-        "Targeted, it needs a start of the target's class: Knowledge(starts=...) or Knowledge(data=...).",
-        floor={"l2": 0.45},
+        cost="about 20 queries for the way to the boundary, then 2 or 3 a step",
+        caveats="At its best below a thousand queries; with thousands, attacks that estimate the normal come nearer, and "
+        "frequencies=1 helps. Targeted, it needs a start of the target's class: Knowledge(starts=...) or Knowledge(data=...).",
+        floor={"l2": 0.42},
     )
 )
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,11 @@ class SurFree(Attack):
 
     The points :math:`z(\theta) = x + d \cos\theta\,(u \cos\theta + v \sin\theta)` make the circle through x and the
     boundary point; a flat boundary cuts it at the nearest point to x in the plane of u and v, and all of them are nearer
-    than d. The direction v has random signs for low-frequency coordinates and is orthogonal to the directions before.
+    than d. The coordinates of v, of low frequency, are -1, 0 or 1 at random, made orthogonal to the
+    directions before.
 
     The paper spends up to six queries on the side and ten on the angle (adaptation 0.98, three grades, ten halvings).
-    Two, then one, come nearer for the same queries: a new direction gains more than the last bit of an angle.
+    Two and one come nearer for the same queries: a new direction gains more than the last bit of an angle.
 
     Args:
         steps: directions.
@@ -117,7 +118,7 @@ class SurFree(Attack):
         def at(angle: Tensor) -> Tensor:
             c, d = per_sample(angle.cos(), u), per_sample(distance, u)
             point = run.x + d * c * (c * u + per_sample(angle.sin(), u) * v)
-            return point if run.space.bounds is None else run.space.bounds.clamp(point)
+            return point if run.space.bounds is None else run.space.bounds.clamp(point)  # type: ignore[no-any-return]
 
         best = torch.zeros_like(distance)
         going = torch.ones_like(best, dtype=torch.bool)

@@ -157,8 +157,9 @@ class LinearRegions(Attack):
     programme over all elements then takes the optimum of the region reached. Further rounds climb from points around
     the best one. Budgets are counts: the outcome does not depend on the machine's speed.
 
-    The victim must offer its layers: a `Victim` of nested `Sequential`s of affine modules and ReLUs. The paper searches
-    by beams over bounds on a GPU; its programmes, between candidates of a pool, are the part that is taken here.
+    The victim must offer its layers: a `Victim` whose net is a `Sequential`, nested or not, of affine modules and
+    ReLUs. The paper searches by beams over bounds on a GPU; its programmes, between candidates of a pool, are the part that
+    is taken here.
 
     Args:
         restarts: populations from new random starts; later ones meet only the samples still unbroken.
