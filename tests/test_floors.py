@@ -28,7 +28,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # What the ground floor may stand on, beside the standard library.
 CORE_STANDS_ON = {"torch", "numpy", "safetensors"}
 # Look-ups upwards by name, which the design asks for; an import statement upwards is never one.
-LOOKED_UP = {("evaluation", "import_module('sparring.report')")}  # audit.report(path)
+LOOKED_UP = {
+    ("evaluation", "import_module('sparring.report')"),  # audit.report(path)
+    ("victims", "import_module('sparring.defences')"),  # load("model.defended")
+}
 
 
 def room_of(path: Path) -> str:

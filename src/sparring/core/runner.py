@@ -257,7 +257,7 @@ class Run:
         return Gradient(total.loss, grad, total.scores)
 
     def claim(self, x: Tensor, scores: Tensor, only: Tensor) -> None:
-        """Note the successes at x, (m, ...), inside the space, from a gradient's scores there; among the samples `only`, bool (m,)."""
+        """Note the successes at x, (m, ...), inside the space, among the samples `only`, bool (m,); by a gradient's scores."""
         self._note(x, self._output(self._gradients(), x, scores), sure=self._scout is None, only=only)
 
     def jacobian(self, x: Tensor, classes: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from sparring.text.good_words import GoodWordsList, GoodWordsPassive
 from sparring.text.good_words_active import GoodWordsActive
 from sparring.text.good_words_optimal import GoodWordsOptimal
+from sparring.text.morphing import MorphWords, has_contact
 from sparring.text.spaces import AddedWords, added_words, extend
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "GoodWordsList",
     "GoodWordsOptimal",
     "GoodWordsPassive",
+    "MorphWords",
     "added_words",
     "extend",
+    "has_contact",
 ]
