@@ -35,15 +35,22 @@ from sparring.defences.detectors import (
     Union,
 )
 from sparring.defences.inputs import (
+    HGD,
     JPEG,
     BitDepth,
+    DefenseGAN,
+    DiffusionPurifier,
     Median,
     NonLocalMeans,
     Reformer,
     ResizePad,
     Threshold,
     TotalVariation,
+    linear_betas,
     train_autoencoder,
+    train_generator,
+    train_hgd,
+    train_noise_predictor,
 )
 from sparring.defences.training import Distillation, Settings, fit
 
@@ -115,6 +122,37 @@ def distilled(victim: sp.Victim, data: str) -> sp.Victim:
     return fit(sp.Victim(net, name="distilled"), training_set(data, 20000), Distillation(), settings=settings).victim
 
 
+def guided(eps: float, n: int, epochs: int) -> Callable[[sp.Victim, str], sp.Victim]:
+    """A guided denoiser that learnt from n training pictures within Linf(eps)."""
+
+    def build(victim: sp.Victim, data: str) -> sp.Victim:
+        net = train_hgd(victim, *training_set(data, n), sp.Linf(eps), attack=sp.PGD(steps=5), epochs=epochs)
+        return victim.defended(pre=[HGD(net=net)])
+
+    return build
+
+
+def projected(tangent: bool) -> Callable[[sp.Victim, str], sp.Victim]:
+    """Defense-GAN with a generator of 20,000 training pictures; fewer steps and starts than the paper's 200 and 10."""
+
+    def build(victim: sp.Victim, data: str) -> sp.Victim:
+        net = train_generator(training_set(data, 20000)[0], steps=600)
+        return victim.defended(pre=[DefenseGAN(generator=net, steps=30, starts=2, tangent=tangent)])
+
+    return build
+
+
+def diffused(t_star: int, n: int, epochs: int) -> Callable[[sp.Victim, str], sp.Victim]:
+    """Diffusion purification by a network that learnt from n training pictures, in t_star of 50 steps."""
+
+    def build(victim: sp.Victim, data: str) -> sp.Victim:
+        betas = linear_betas(50)
+        net = train_noise_predictor(training_set(data, n)[0], betas=betas, most=t_star, width=8, epochs=epochs)
+        return victim.defended(pre=[DiffusionPurifier(eps_net=net, betas=betas, t_star=t_star)])
+
+    return build
+
+
 ROWS: dict[str, Row] = {
     "none (MNIST)": Row("mnist", "mnist_certified_0.1", 0.3, before()),
     "threshold (MNIST)": Row(
@@ -128,6 +166,14 @@ ROWS: dict[str, Row] = {
     "MagNet": Row("mnist", "mnist_certified_0.1", 0.2, magnet, paper="99.1; grey-box C&W ~99% success"),
     "Mahalanobis": Row("mnist", "mnist_certified_0.1", 0.2, behind(Mahalanobis)),
     "LID": Row("mnist", "mnist_certified_0.1", 0.2, behind(LID)),
+    "HGD (MNIST)": Row(
+        "mnist", "mnist_certified_0.1", 0.2, guided(0.2, 3000, 4), paper="1st at NIPS 2017; end-to-end PGD: 0"
+    ),
+    "Defense-GAN": Row(
+        "mnist", "mnist_certified_0.1", 0.2, projected(tangent=False), n=50, paper="~98 (FGSM); BPDA: 55"
+    ),
+    "Defense-GAN, tangent": Row("mnist", "mnist_certified_0.1", 0.2, projected(tangent=True), n=50),
+    "diffusion": Row("mnist", "mnist_certified_0.1", 0.2, diffused(8, 6000, 8), eot=5, n=50),
     "none (CIFAR-10)": Row("cifar10", "cifar10_resnet20", 8 / 255, before(), n=200),
     "threshold (CIFAR-10)": Row(
         "cifar10", "cifar10_resnet20", 8 / 255, before(Threshold()), n=200, paper="fails on photos"

@@ -80,6 +80,42 @@ def nan_slope(x: Tensor) -> Tensor:
     return x + (0 * x).sqrt()
 
 
+def rippled(x: Tensor) -> Tensor:
+    """Adds ripples too small to see and steep enough to turn the gradient's sign at every other point."""
+    return x + 1e-3 * torch.sin(1e4 * x)
+
+
+def contrary(x: Tensor) -> Tensor:
+    """Turns the gradient round at the levels of an 8-bit picture, and nearly nowhere else: one step goes astray."""
+    return x - 1e-3 * torch.sin(2 * torch.pi * 255 * x)
+
+
+class Absent(nn.Module):
+    """A stage that steps aside where gradients are asked for: applied to queries, and never attacked."""
+
+    traits = sp.Traits(differentiable=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.requires_grad else (x * 3).round() / 3
+
+
+class Unrelated(nn.Module):
+    """A stage that leaves its input as it is, with a surrogate that makes another picture of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return 1 - x
+
+
+class Elsewhere(sp.Victim):
+    """A victim whose defence is applied to its answers alone."""
+
+    def query(self, x: Any, noise: Any = None) -> Any:
+        return super().query((x * 3).round() / 3, noise)
+
+
 class Noise(nn.Module):
     """Fresh Gaussian noise at every forward."""
 

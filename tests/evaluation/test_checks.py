@@ -20,6 +20,8 @@ from sparring.core.registry import ATTACKS
 from sparring.core.rng import KeyedRandom
 from sparring.core.threat import Knowledge, Targeted, ThreatModel
 from sparring.data import load_digits
+from sparring.defences.detectors import JointPGD, Mahalanobis
+from sparring.defences.inputs import JPEG, BitDepth, ResizePad, Threshold
 from sparring.evaluation import AttackSpec, audit
 from sparring.evaluation.checks import parts, planted
 from sparring.evaluation.data import Data
@@ -31,7 +33,7 @@ EPS = 0.1
 SOUND = [APGD(steps=40)]
 QUICK = [sp.PGD(steps=20)]
 ONE_STEP = [sp.FGSM()]
-NUMBERS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 20)
+NUMBERS = (*range(21), 22, 23)  # 21 needs a certifier
 
 
 @cache
@@ -274,6 +276,7 @@ def test_17_a_layer_that_optimises() -> None:
 
 def test_17_with_a_surrogate_it_is_attacked_around() -> None:
     bare, bridged = (victim().defended([stage(net()).eval()]) for stage in (faults.Optimising, faults.Bridged))
+    bare.stages[0].surrogate = None  # as stages have it that need none
     assert faults.finding(17, faults.context(bare, data(16), sp.Linf(EPS), ONE_STEP)).result == "fail"
     assert faults.finding(17, faults.context(bridged, data(16), sp.Linf(EPS), ONE_STEP)).result == "pass"
 
@@ -410,6 +413,111 @@ def test_20_the_planted_decision_is_as_sure_as_the_victim(sound: Context) -> Non
         assert head is not None
         scores = planted.Planted(sound.victim, head).query(few.x[i : i + 1]).scores
         assert float(scores[0, 0] - scores[0, 1]) == pytest.approx(float(own[i]), rel=1e-3)
+
+
+# -- 9, 22, 23: defended victims ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("defended", "words"),
+    [
+        pytest.param(lambda: victim().defended([faults.Absent()]), "128 of 128", id="steps-aside"),
+        pytest.param(lambda: faults.Elsewhere(net()), "128 of 128", id="answers-alone"),
+        pytest.param(lambda: victim().defended([faults.Unrelated()]), "0 of 128", id="another-surrogate"),
+    ],
+)
+def test_9_the_defence_is_not_in_the_loop(defended: Any, words: str) -> None:
+    found = faults.finding(9, faults.context(defended(), data(), sp.Linf(EPS), ONE_STEP))
+    assert found.result == "fail"
+    assert words in found.says
+    assert found.measured is not None
+    assert found.measured > 0.5
+
+
+@pytest.mark.parametrize(
+    "stage", [BitDepth(bits=3), JPEG(quality=50), Threshold(), ResizePad()], ids=lambda s: s.card.name
+)
+def test_9_stages_with_their_own_surrogates_are_in_the_loop(stage: Any) -> None:
+    found = faults.finding(9, faults.context(victim().defended([stage]), data(), sp.Linf(EPS), ONE_STEP))
+    assert found.result == "pass"
+    assert found.measured == 0
+    assert found.details["surrogates_alone"] < 0.3
+
+
+def test_9_a_random_layer_cannot_be_compared() -> None:
+    found = faults.finding(9, faults.context(victim(faults.Noise(0.1)), data(), sp.Linf(EPS), ONE_STEP))
+    assert found.result == "skipped"
+    assert "differently" in found.says
+
+
+def guarded(detector: Any = None) -> sp.Victim:
+    x, y = load_digits("train")
+    bare = victim()
+    return bare.defended(detector=Mahalanobis().fit(bare, x, y, fpr=0.2) if detector is None else detector)
+
+
+def test_22_successes_that_the_detector_rejects_were_none() -> None:
+    unaware = faults.context(victim(), data(), sp.Linf(0.3), QUICK)
+    found = faults.finding(22, dataclasses.replace(unaware, victim=guarded()))
+    assert found.result == "fail"
+    assert found.taints == "any"
+    assert found.details["rejected"] > 4
+    aware = faults.finding(22, faults.context(guarded(), data(), sp.Linf(0.3), QUICK))
+    assert "rejected" not in aware.details
+
+
+def test_22_a_detector_that_hides_its_score_cannot_be_minded() -> None:
+    hidden = guarded(lambda z: z.flatten(1).mean(1) < 0.36)
+    found = faults.finding(22, faults.context(hidden, data(), sp.Linf(EPS), QUICK))
+    assert found.result == "fail"
+    assert "score(x)" in found.next_step
+
+
+def test_22_what_the_plan_itself_did_is_the_answer() -> None:
+    found = faults.finding(22, faults.context(guarded(), data(24), sp.Linf(EPS), [*ONE_STEP, JointPGD(steps=10)]))
+    assert found.result == "pass"
+    assert found.says.startswith("joint-pgd")
+
+
+def test_23_an_attack_too_weak_for_the_bare_model() -> None:
+    defended = victim().defended([BitDepth(bits=4)])
+    weak = sp.PGD(steps=10, step_size=1e-5, random_start=False)
+    found = faults.finding(23, faults.context(defended, data(), sp.Linf(0.2), [weak]))
+    assert found.result == "fail"
+    assert found.measured == 0
+    strong = faults.finding(23, faults.context(defended, data(), sp.Linf(0.2), SOUND))
+    assert strong.result == "pass"
+    assert strong.measured is not None
+    assert strong.measured > 0.5
+
+
+def test_23_a_model_that_stands_by_itself_is_no_failure_of_the_attacks() -> None:
+    defended = victim().defended([BitDepth(bits=5)])
+    found = faults.finding(23, faults.context(defended, data(), sp.Linf(1e-3), SOUND))
+    assert found.result == "pass"
+    assert found.measured == 0
+    assert "stands by itself" in found.says
+
+
+# -- 18, 19: training --------------------------------------------------------------------------------------------------
+
+
+def test_18_an_overconfident_network_is_masked_for_ten_steps() -> None:
+    seen = faults.context(victim(back=faults.steep), data(), sp.Linf(0.15), [APGD(steps=20, loss="dlr")])
+    found = faults.finding(18, seen)
+    told = found.details
+    assert found.result == "fail"
+    assert told["left"] > 4
+    assert found.measured == pytest.approx(told["left"] / told["met"] * told["broken"])
+
+
+def test_19_a_gradient_that_leads_one_step_astray() -> None:
+    x, y = load_digits(eight_bit=True)
+    found = faults.finding(19, faults.context(victim(faults.contrary), (x[:48], y[:48]), sp.Linf(0.2), QUICK))
+    assert found.result == "fail"
+    assert found.details["fgsm"] == 1
+    assert found.measured is not None
+    assert found.measured < 0
 
 
 # -- victims without scores, gradients, tensors ------------------------------------------------------------------------

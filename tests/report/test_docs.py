@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sparring.evaluation import Audit, Plan
+from sparring.evaluation.findings import checks
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCE = DOCS.parent / "src"
@@ -107,11 +108,11 @@ def test_a_plan_from_the_page_can_be_audited(tmp_path: Path) -> None:
 def test_every_option_of_the_pages_exists(page: str) -> None:
     from typer.main import get_command
 
-    from sparring.cli import audit, evidence, report
+    from sparring.cli import audit, defend, evidence, report
     from sparring.cli.shell import start
 
     app = start()
-    for family in (audit, evidence, report):
+    for family in (audit, defend, evidence, report):
         family.register(app)
     known = {
         name: {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
@@ -129,3 +130,10 @@ def test_every_option_of_the_pages_exists(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     for option in re.findall(r"`(--[\w-]+)", text):
         assert option in everything, option
+
+
+def test_the_page_on_audits_lists_the_checks() -> None:
+    page = (DOCS / "audit.md").read_text(encoding="utf-8")
+    told = re.findall(r"(?m)^\| (\d+) \| (.+) \|$", page)
+    known = sorted([*checks("before"), *checks("after")], key=lambda check: check.number)
+    assert told == [(str(check.number), check.title) for check in known]

@@ -62,7 +62,9 @@ def defend(
             help="A stage or a detector, as NAME or NAME:key=value,key=value; may be repeated, in order.",
         ),
     ] = None,
-    data: Annotated[str, typer.Option("--data", "-d", help="Clean data that a detector learns from.")] = "digits-train",
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="Clean data that detectors and stages learn from.")
+    ] = "digits-train",
     fpr: Annotated[float, typer.Option("--fpr", help="The share of clean inputs that a detector may reject.")] = 0.05,
     samples: Annotated[int | None, typer.Option("--samples", "-n", min=10, help="Only the first so many.")] = None,
     as_json: Json = False,
@@ -74,7 +76,7 @@ def defend(
     from sparring.core.network import Victim
     from sparring.defences import save_defended
     from sparring.defences.detectors import Detector
-    from sparring.defences.inputs import InputDefence
+    from sparring.defences.inputs import InputDefence, Learned
     from sparring.evaluation.sources import load_data
     from sparring.victims import load
 
@@ -90,10 +92,14 @@ def defend(
     victim = load(model)
     if not isinstance(victim, Victim):
         raise InputError(f"{model!r} is a {type(victim).__name__}; stages stand in front of PyTorch victims alone")
-    for guard in guards:
+    learners = [stage for stage in stages if isinstance(stage, Learned)]
+    if learners or guards:
         clean = load_data(data, victim, samples=samples)
         x, y, _ = clean.take(_all(len(clean)))
-        guard.fit(victim, x, y, fpr=fpr)  # type: ignore[arg-type]
+        for stage in learners:
+            stage.fit(victim, x, y)  # type: ignore[arg-type]
+        for guard in guards:
+            guard.fit(victim, x, y, fpr=fpr)  # type: ignore[arg-type]
     saved = save_defended(out, model, stages, guards[0] if guards else None)
     traits = victim.defended(pre=stages, detector=guards[0] if guards else None).traits
     told = {"file": str(saved), "model": model, "with": [repr(d) for d in made], "traits": dataclasses.asdict(traits)}
@@ -103,6 +109,7 @@ def defend(
     say(f"{saved}: {model} behind {', '.join(type(d).__name__ for d in made)}", "bold")
     for advice in _advice(traits):
         say(f"  {advice}")
+    say(f"`sparring audit --model {saved}` chooses its attacks by all of that.")
 
 
 def _all(n: int) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sparring.see.classification import Classification
+from sparring.see.curves import curve_figure
 from sparring.see.decision_map import DecisionMap, decision_map
 from sparring.see.facade import attack, classify
-from sparring.see.plots import curve_figure
 from sparring.see.radii import default_eps
 from sparring.see.saliency import Saliency, saliency
 from sparring.see.shown import Saved, Shown

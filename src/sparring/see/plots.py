@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sparring.core.errors import InputError
-from sparring.core.result import AttackResult
 from sparring.see.classification import short_name
-from sparring.see.figures import _picture, write_figure
+from sparring.see.figures import _picture
 
 if TYPE_CHECKING:
+    from sparring.core.result import AttackResult
     from sparring.see.decision_map import DecisionMap
     from sparring.see.saliency import Saliency
 
@@ -25,29 +24,8 @@ if TYPE_CHECKING:
 _COLOURS = ("#cfe8f3", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442", "#0072b2", "#999999")
 
 
-def curve_figure(
-    results: AttackResult | Mapping[str, AttackResult], path: str | os.PathLike[str] | None = None
-) -> Figure:
-    """Accuracy against eps of attacks that seek the smallest change, a line each: what `result.curve()` holds, drawn.
-
-    Args:
-        results: one result, or several by name, all in one norm.
-        path: where to write it (.png, .svg, .pdf, ...); None only returns it.
-
-    Raises:
-        InputError: no result, results of a fixed eps, or of different norms.
-    """
-    named = {results.attack: results} if isinstance(results, AttackResult) else dict(results)
-    if not named:
-        raise InputError("no result came; at least one is needed for a curve")
-    norms = {r.space.split("(")[0] for r in named.values()}
-    if len(norms) > 1:
-        raise InputError(f"the results are in {', '.join(sorted(norms))}; one axis needs one norm")
-    for name, r in named.items():
-        if r.limit is not None:
-            raise InputError(
-                f"{name!r} was searched in {r.space}: it says nothing beyond its eps. Attack without one, as in sparring.L2()"
-            )
+def curve_plot(named: Mapping[str, AttackResult]) -> Figure:
+    """Accuracy against eps, a line for each result; all in one norm and without a limit."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     curves = {name: r.curve() for name, r in named.items()}
@@ -62,13 +40,13 @@ def curve_figure(
         )
     axes.set_xlim(0, far)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel(f"eps ({norms.pop().lower()}, in the victim's raw units)")
+    axes.set_xlabel(f"eps ({next(iter(named.values())).space.split('(')[0].lower()}, in the victim's raw units)")
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, title=f"n = {', '.join(str(n) for n in sorted({len(r) for r in named.values()}))}")
-    return write_figure(figure, path)
+    return figure
 
 
 def saliency_figure(seen: Saliency, most: int) -> Figure:

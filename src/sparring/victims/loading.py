@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -47,7 +48,8 @@ _PICTURES = ("size", "resize", "resample", "mode")
 _SCHEME = re.compile(r"([A-Za-z][\w+.-]+):(.*)", re.DOTALL)
 _CHOICES = (
     "digits (embedded, 8 x 8 digits only), resnet18 or another of the known names, hf:organisation/name or hf:folder, "
-    "torchvision:name, weights.safetensors@package.module:function, model.onnx, or the mapping of a service, service.toml"
+    "torchvision:name, weights.safetensors@package.module:function, model.onnx, what `sparring defend` wrote, "
+    "model.defended, or the mapping of a service, service.toml"
 )
 
 
@@ -58,8 +60,9 @@ def load(model: Any, **options: Unpack[LoadOptions]) -> BaseVictim:
         model: `"digits"`, the embedded network, offline; `"hf:ID"`, an image classifier of transformers from the hub or
             a folder; `"torchvision:NAME"`; a bare name such as `"resnet18"` or `"alexnet"`, through whichever of the
             two is there; `"weights.safetensors"` or `"weights.pt"` with `builder=`, or
-            `"weights.safetensors@package.module:function"`; `"model.onnx"`; `"service.toml"`, the mapping of a service
-            that answers over HTTP; a `torch.nn.Module`; or a victim, which passes through.
+            `"weights.safetensors@package.module:function"`; `"model.onnx"`; `"model.defended"`, which `sparring defend`
+            wrote; `"service.toml"`, the mapping of a service that answers over HTTP; a `torch.nn.Module`; or a victim,
+            which passes through.
         options: see `LoadOptions`; each goes before what the model brings along.
 
     Returns:
@@ -85,8 +88,12 @@ def load(model: Any, **options: Unpack[LoadOptions]) -> BaseVictim:
             raise UnknownNameError.among("option of load", name, LoadOptions.__annotations__)
     if isinstance(model, BaseVictim):
         return _dressed(model, options)
-    if isinstance(model, (str, Path)) and (asked := _only_asked(str(model), options)) is not None:
-        return asked
+    if isinstance(model, (str, Path)):
+        if str(model).lower().endswith(".defended"):
+            found: BaseVictim = importlib.import_module("sparring.defences").load_defended(model)
+            return _dressed(found, options)
+        if (asked := _only_asked(str(model), options)) is not None:
+            return asked
     builder = options.get("builder")
     if isinstance(model, nn.Module):
         parts = Parts(model, type(model).__name__)

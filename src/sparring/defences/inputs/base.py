@@ -30,7 +30,7 @@ class InputDefence(nn.Module):
     """
 
     card: ClassVar[Card]
-    traits: ClassVar[Traits] = Traits()
+    traits: Traits = Traits()
     surrogate: Callable[[Tensor], Tensor] | None = None
     keyed: ClassVar[bool] = False
 

@@ -189,12 +189,10 @@ class DiffusionPurifier(Learned):
             return drawn.to(x)
 
         def back(now: Tensor, t: int, fresh: Tensor | None) -> Tensor:
-            beta, a = betas[t - 1], kept[t - 1]
             told = eps_net(now, torch.full((len(now),), t, dtype=torch.int64, device=now.device))
-            mean = (now - beta / (1 - a).sqrt() * told) / (1 - beta).sqrt()
-            if fresh is None:
-                return mean  # type: ignore[no-any-return]
-            return mean + (beta * (1 - kept[t - 2]) / (1 - a)).sqrt() * fresh
+            beta, a = betas[t - 1], kept[t - 1]
+            mean: Tensor = (now - beta / (1 - a).sqrt() * told) / (1 - beta).sqrt()
+            return mean if fresh is None else mean + (beta * (1 - kept[t - 2]) / (1 - a)).sqrt() * fresh
 
         kept = self.get_buffer("kept").to(x)
         betas = torch.tensor(self.betas, dtype=x.dtype, device=x.device)
@@ -203,13 +201,11 @@ class DiffusionPurifier(Learned):
         wanted = torch.is_grad_enabled() and now.requires_grad
         for t in range(self.t_star, 0, -1):
             fresh = draw(t) if t > 1 else None
-            # the noise is handed over, so the second computation needs no random state
-            now = (
-                checkpoint(back, now, t, fresh, use_reentrant=False, preserve_rng_state=False)
-                if wanted
-                else back(now, t, fresh)
-            )
-        return (self.lo + (now.clamp(-1, 1) + 1) / 2 * (self.hi - self.lo))
+            if wanted:  # the noise is handed over, so that the second computation needs no random state
+                now = checkpoint(back, now, t, fresh, use_reentrant=False, preserve_rng_state=False)
+            else:
+                now = back(now, t, fresh)
+        return self.lo + (now.clamp(-1, 1) + 1) / 2 * (self.hi - self.lo)
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ _PENALTY, _CRITIC_STEPS = 10.0, 3
 
 
 def train_generator(
-    x: Tensor, *, latent: int = 32, breadth: int = 16, steps: int = 2000, lr: float = 1e-3, seed: int = 0
+    x: Tensor, *, latent: int = 32, breadth: int = 16, steps: int = 2000, lr: float = 2e-3, seed: int = 0
 ) -> Generator:
     """A Wasserstein GAN with gradient penalty: min_G max_D E D(x) - E D(G(z)) - 10 E (|grad D(x~)|_2 - 1)^2.
 
@@ -100,9 +100,9 @@ class DefenseGAN(Learned):
     """x -> G(z*), z* = argmin_z |G(z) - x|^2 by gradient descent with momentum from keyed normal starts.
 
     Gradients, for the attacker: the stage's own is zero and its surrogate the identity (BPDA); with `tangent=True` there
-    is no surrogate, and the stage's own gradient runs through the latent. With J = dG/dz at z*, the implicit
-    function theorem without the curvature of G gives dG(z*)/dx = J (J'J + lambda I)^-1 J', the projection on
-    what the generator can do to its picture. It costs one forward-mode pass per latent dimension.
+    is no surrogate, and the stage's own gradient runs through the latent. With J = dG/dz at z*, the implicit function
+    theorem without the curvature of G gives dG(z*)/dx = J (J'J + lambda I)^-1 J', the projection on what the generator can
+    do to its picture, for a forward and two backwards of G per latent dimension.
 
     Args:
         generator: G, a module from (n, latent) to pictures, as `train_generator` makes; None until `fit` has trained one.
@@ -121,7 +121,7 @@ class DefenseGAN(Learned):
     generator: nn.Module | None = field(default_factory=nothing, repr=False)
     steps: int = 200
     starts: int = 10
-    lr: float = 10.0
+    lr: float = 20.0
     momentum: float = 0.7
     tangent: bool = False
     latent: int = 32
@@ -156,15 +156,20 @@ class DefenseGAN(Learned):
         """
         pictures(x, "DefenseGAN")
         generator = self.ready(self.generator)
+        dimension = getattr(generator, "latent", self.latent)
+        if dimension != self.latent:
+            raise InputError(f"latent is {self.latent}; the generator takes {dimension} values")
         if not len(x):
             return x
         shape = (self.starts, self.latent)
         drawn = torch.randn(len(x), *shape) if noise is None else noise.normal(shape, ("defense-gan", stream))
+        with torch.no_grad():
+            sample = generator(drawn[:1, 0].to(x))
+        if sample.shape[1:] != x.shape[1:]:
+            raise InputError(f"the generator makes {tuple(sample.shape[1:])}; inputs of {tuple(x.shape[1:])} came")
         z = self._nearest(generator, x.detach(), drawn.to(x))
         with torch.no_grad():
             found: Tensor = generator(z)
-        if found.shape != x.shape:
-            raise InputError(f"the generator makes {tuple(found.shape[1:])}; inputs of {tuple(x.shape[1:])} came")
         if not self.tangent:
             return found + 0 * x  # connected, with no gradient of its own
         return found + _tangent(generator, z, x) if x.requires_grad and torch.is_grad_enabled() else found
@@ -195,8 +200,13 @@ def _tangent(generator: nn.Module, z: Tensor, x: Tensor) -> Tensor:
     """Zero, (n, ...), with the derivative J (J'J + lambda I)^-1 J' in x."""
     n, latent = z.shape
     units = torch.eye(latent, dtype=z.dtype, device=z.device).repeat(n, 1)
+    with torch.enable_grad():  # J'u is linear in u, and its own gradient along a unit vector is a column of J
+        leaf = z.repeat_interleave(latent, 0).requires_grad_(True)
+        made = generator(leaf)
+        u = torch.zeros_like(made, requires_grad=True)
+        (pulled,) = torch.autograd.grad(made, leaf, u, create_graph=True)
+        (pushed,) = torch.autograd.grad(pulled, u, units)
     with torch.no_grad():
-        _, pushed = torch.func.jvp(generator, (z.repeat_interleave(latent, 0),), (units,))
         columns = pushed.reshape(n, latent, -1)
         gram = columns @ columns.mT
         # a thousandth of the mean eigenvalue: directions that the generator hardly answers to are left alone

@@ -130,9 +130,7 @@ class HGD(Learned):
     def fit(self, victim: Victim, x: Tensor, y: Tensor) -> Self:
         """Train the denoiser on PGD within Linf(eps), unless there is one already."""
         if self.net is None:
-            self.net = train_hgd(
-                victim, x, y, Linf(self.eps), width=self.width, epochs=self.epochs, seed=self.seed
-            )
+            self.net = train_hgd(victim, x, y, Linf(self.eps), width=self.width, epochs=self.epochs, seed=self.seed)
         return self
 
     def forward(self, x: Tensor) -> Tensor:

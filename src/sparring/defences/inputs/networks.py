@@ -31,8 +31,8 @@ class UNet(nn.Module):
         self.up_middle = _Block(4 * width, 2 * width, timed=timed)
         self.up_top = _Block(3 * width, width, timed=timed)
         self.out = nn.Conv2d(width, channels, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """Pictures (n, c, h, w) of the same shape; `t`, int64 (n,), counts the diffusion's steps from 1."""

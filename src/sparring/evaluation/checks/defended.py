@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparring.attacks.gradient import APGD
 from sparring.core.balls import Ball
 from sparring.core.network import Victim
 from sparring.core.rng import KeyedRandom
@@ -35,7 +35,8 @@ DRAWS = 3  # random points of each ball, beside the sample itself
 SAME = 1e-3  # of the largest score: more than any order of summation makes
 STAND_IN = 0.5  # of the clean inputs: surrogates that answer otherwise on more stand for another defence
 BARE = 0.5
-JOINT_STEPS = 60
+SHORT = 50  # steps on the bare model
+JOINT_STEPS = 40
 
 
 class Bare(Victim):
@@ -86,15 +87,15 @@ def in_the_loop(context: Context) -> Finding | None:
             if place == 0 and any(getattr(s, "surrogate", None) is not None for s in seen.stages):
                 alone = float((_by_surrogates(seen, x).argmax(1) != true.labels).double().mean())
                 bill.forwards += len(few.y)
-    measured = float(other.double().mean())
+    differ = float(other.double().mean())
     says = (
         f"At {int(other.sum())} of {other.numel()} points the scores that the attacks climb are not those that decide"
     )
     says += f"; the surrogates alone answer otherwise on {alone:.0%} of {len(few.y)} clean inputs."
     return found(
         9,
-        measured > 0 or alone > STAND_IN,
-        measured,
+        differ > 0 or alone > STAND_IN,
+        alone if not differ and alone > STAND_IN else differ,
         f"> 0 of the points, or surrogates that answer otherwise on > {STAND_IN:g} of the inputs",
         says,
         "The defence is not in the loop: attack victim.attack_view(), whose forward is the true one with the surrogates' "
@@ -149,7 +150,7 @@ def detector(context: Context) -> Finding | None:
         )
     if not steps or context.threat.space.name not in JointPGD.card.spaces:
         return None
-    line = f"> {POINT:g} of all samples, and > {FEW} samples"
+    line = f"> {POINT:g} of all samples, and > {FEW} samples, by a joint attack that the plan lacks"
     step = "Attacked obliviously: add the joint loss, --attack joint-pgd, which lowers the detector's score as well."
     samples = anyone(context, 4)
     if samples is None or not has_slope(victim, samples.x):
@@ -165,7 +166,7 @@ def detector(context: Context) -> Finding | None:
         says = f"{minding.label} minds the detector: of {met} samples that no attack before it broke, it breaks {won}."
         return found(22, False, 0.0, line, says, bill=bill, details={"met": met, "broke": won})
     attack = JointPGD(steps=JOINT_STEPS)
-    few = standing(context, afford(context, 4.0 * attack.steps * attack.restarts))
+    few = standing(context, afford(context, 4.0 * attack.steps * attack.restarts, least=16))
     if few is None:
         return idle(22, "No sample is left standing.")
     count = int(assail(context, steps[0], few, bill, attack=attack).succeeded.sum())
@@ -201,26 +202,35 @@ def _rejected(context: Context, bill: Bill) -> tuple[int, int]:
 def undefended(context: Context) -> Finding | None:
     """The share of right samples that the audit's attacks, made short, break on the model without stages and detector.
 
-    Where they fail there, what they leave standing says nothing about the defence.
+    Where they fail there, what they leave standing says nothing about the defence. APGD meets what they leave: a model
+    that stands by itself, as a certified one does, is no failure of theirs.
     """
     victim, eps, bill = context.victim, radius_of(context), Bill()
-    few = right(context, afford(context, 20.0, least=16))
+    few = right(context, afford(context, 8.0 * SHORT))
     if not isinstance(victim, Victim) or not (victim.stages or victim.detector) or few is None or not eps:
         return None
-    bare: Any = Bare(victim)
-    correct, broken = worst_case(context, few, bill, eps, None, bare)
-    met = int(correct.sum())
+    steps = white_box(context)
+    bare = Bare(victim)
+    correct, broken = worst_case(context, few, bill, eps, None, victim=bare, steps=SHORT)
+    met, own = int(correct.sum()), int(broken.sum())
     if not met:
         return idle(23, f"Without its defence the model is wrong on all of {len(few.y)} samples.")
-    rate = int(broken.sum()) / met
+    rate, more = own / met, 0
+    says = f"On the model without its defence the same attacks break {rate:.0%} of {met} samples"
+    if steps and rate < BARE and context.threat.space.name in APGD.card.spaces:
+        left = few.take((correct & ~broken).nonzero().squeeze(1))
+        attack = APGD(steps=SHORT, loss="dlr")
+        more = int(assail(context, steps[0], left, bill, attack=attack, victim=bare).succeeded.sum())
+        says += f", and APGD {more} of the rest"
+        says += "" if more else ": it stands by itself at this eps"
     return found(
         23,
-        rate < BARE,
+        rate < BARE and more > FEW,
         rate,
-        f"< {BARE:g}",
-        f"On the model without its defence the same attacks break {rate:.0%} of {met} samples.",
-        "The attacks are too weak to say anything about the defence: more steps or another loss until the bare model "
-        "falls; if it does not, it needs no defence at this eps.",
+        f"< {BARE:g}, where APGD breaks > {FEW} samples more",
+        says + ".",
+        "The attacks are too weak to say anything about the defence: more steps or another loss, until the bare model "
+        "falls.",
         bill=bill,
-        details={"samples": met},
+        details={"samples": met, "more": more},
     )

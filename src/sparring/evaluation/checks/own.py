@@ -124,7 +124,14 @@ def assail(
 
 
 def worst_case(
-    context: Context, few: Few, bill: Bill, radius: float, goal: Goal | None, victim: BaseVictim | None = None
+    context: Context,
+    few: Few,
+    bill: Bill,
+    radius: float,
+    goal: Goal | None,
+    *,
+    victim: BaseVictim | None = None,
+    steps: int = 100,
 ) -> tuple[Tensor, Tensor]:
     """Which samples were right at first and which of these the audit's own attacks, made short, break: two bool (m,).
 
@@ -135,19 +142,22 @@ def worst_case(
         radius: in the place of the threat's eps.
         goal: in the place of the threat's own; None keeps that.
         victim: in the place of the audited one.
+        steps: how many each attack takes at most.
     """
-    steps = white_box(context) or [s for s in context.evidence.steps if s.role == "main"]
+    attacks = white_box(context) or [s for s in context.evidence.steps if s.role == "main"]
     minding = joint(context)
     if minding is not None and victim is None:
-        steps = [minding, *(s for s in steps if s is not minding)]
+        attacks = [minding, *(s for s in attacks if s is not minding)]
     factor = radius / (radius_of(context) or radius)
     correct = torch.ones(len(few.y), dtype=torch.bool, device=few.y.device)
     broken = torch.zeros_like(correct)
-    for place, step in enumerate(steps[:3]):
+    for place, step in enumerate(attacks[:3]):
         index = (correct & ~broken).nonzero().squeeze(1)
         if not len(index):
             break
-        attack = shortened(stretched(attack_of(step), factor), steps=100, restarts=1, classes=3, queries=500)
+        attack = shortened(
+            stretched(attack_of(step), factor), steps=steps, restarts=1, classes=3, targets=3, queries=500
+        )
         result = assail(context, step, few.take(index), bill, attack=attack, victim=victim, radius=radius, goal=goal)
         broken[index] = result.succeeded
         if place == 0:

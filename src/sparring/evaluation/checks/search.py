@@ -190,17 +190,18 @@ def iterations_help(context: Context) -> Finding | None:
 def budget(context: Context) -> Finding | None:
     """How many survivors the audit's longest climb breaks with twice the steps and twice the restarts.
 
-    Against a detector it is the attack that minds it.
+    Against a detector it is the attack that minds it, with twice the steps alone: its restarts differ in kind.
     """
-    step, bill = joint(context) or climb(context), Bill()
+    minding, bill = joint(context), Bill()
+    step = minding or climb(context)
     if step is None or step.spec is None:
         return None
     attack: Any = attack_of(step)
     steps, restarts = int(attack.steps), int(getattr(attack, "restarts", 1))
     more: dict[str, int] = {"steps": 2 * steps}
-    if hasattr(attack, "restarts"):
+    if hasattr(attack, "restarts") and minding is None:
         more["restarts"] = 2 * restarts
-    few = standing(context, afford(context, 8.0 * steps * restarts * step.spec.eot))
+    few = standing(context, afford(context, (8.0 if minding is None else 4.0) * steps * restarts * step.spec.eot))
     if few is None:
         return idle(14, NOBODY)
     result = assail(context, step, few, bill, attack=replace(attack, **more))
