@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sparring as sp
 import tiny
@@ -262,3 +262,11 @@ def test_what_a_prediction_is_worth_is_decided_in_float_with_a_margin() -> None:
     scores = Prediction.of(torch.tensor([[100.0, 100.0 + 2e-5]]))
     assert sp.Untargeted().achieved(scores, torch.tensor([0]))
     assert not sp.Untargeted().achieved(scores, torch.tensor([0]), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("victim", "cure"), [(nn.Linear(2, 2), r"sparring\.Victim\(net\)"), ("digits", r"sparring\.load\('digits'\)")]
+)
+def test_what_is_no_victim_is_told_how_to_become_one(victim: Any, cure: str) -> None:
+    with pytest.raises(InputError, match=cure):
+        sp.PGD()(victim, torch.rand(1, 2), None, sp.Linf(0.1))

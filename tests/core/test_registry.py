@@ -9,7 +9,7 @@ import pytest
 
 import sparring as sp
 from sparring.core import registry
-from sparring.core.errors import SparringError, UnknownNameError
+from sparring.core.errors import InputError, SparringError, UnknownNameError
 from sparring.core.registry import Card, attack, attack_cards, attack_class, make_attack
 
 
@@ -106,3 +106,24 @@ def test_every_attack_is_a_frozen_dataclass_of_eight_keywords_at_most_with_a_ful
     assert set(told.goals) <= {"untargeted", "targeted"}
     assert told.goals
     assert set(told.floor) <= set(told.spaces)
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"steps": "many"}, "'many'; a whole number is needed"),
+        ({"steps": 0.5}, "a whole number is needed"),
+        ({"step_size": "abc"}, "a number is needed"),
+        ({"steps": None}, "a whole number is needed"),
+        ({"steps": True}, "a whole number is needed"),
+    ],
+)
+def test_parameters_of_the_wrong_kind_are_refused(params: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        make_attack("pgd", **params)
+
+
+def test_parameters_that_fit_are_taken() -> None:
+    assert make_attack("pgd", steps=3, step_size=None).step_size is None
+    assert make_attack("pgd", step_size=1).step_size == 1
+    assert make_attack("pgd", loss="dlr", random_start=False).loss == "dlr"

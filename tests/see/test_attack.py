@@ -308,3 +308,9 @@ def test_eps_is_the_size_of_a_change_in_its_own_unit() -> None:
     assert shown.distances["linf"] > 0 or not shown.succeeded, "shifts are left, turns are not"
     with pytest.raises(sp.SparringError, match="channel"):
         sp.attack(sample_picture(0), "recolor", model="digits")
+
+
+def test_an_eps_beyond_the_whole_range_is_taken_for_a_mistake_of_units(victim: Any) -> None:
+    with pytest.raises(InputError, match="8/255"):
+        sp.attack(sample_picture(0), "pgd", model=victim, eps=8)
+    assert sp.attack(sample_picture(0), "pgd", model=victim, eps=1.0, steps=1).eps == 1.0

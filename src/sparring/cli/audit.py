@@ -64,7 +64,13 @@ def audit(
         int | None, typer.Option("--target", help="The label to reach; without it any wrong one.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", "-p", help="fast, standard (as usual) or thorough.", show_default=False)
+        str | None,
+        typer.Option(
+            "--preset",
+            "-p",
+            help="fast, standard (as usual for a model that is named) or thorough.",
+            show_default=False,
+        ),
     ] = None,
     attack: Annotated[
         list[str] | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,8 +194,6 @@ def _model_options(
             f"{', '.join(_FLAGS.get(name, f'--{name}') for name in options)} came without --model; name the model they "
             "belong to"
         )
-    if model is not None and "@" in model and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a builder beside the weights is found, after everything that is installed
     return options
 
 

@@ -61,6 +61,8 @@ def run(build: Callable[[], Any], arguments: list[str] | None) -> int:
 
     With `--json` anywhere on the line an error is one JSON object on stdout: {"error": message, "kind": name}.
     """
+    if os.getcwd() not in sys.path:  # a model's builder in this folder is found, after everything that is installed
+        sys.path.append(os.getcwd())
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = words[: words.index("--")] if "--" in words else words
     debug, as_json = "--debug" in options, "--json" in options

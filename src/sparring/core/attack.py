@@ -139,6 +139,9 @@ class Attack:
 
     def _agree(self, victim: BaseVictim, threat: ThreatModel) -> Access:
         """The access of this run, after holding the card, the threat model and the victim against each other."""
+        if not isinstance(victim, BaseVictim):
+            cure = f"sparring.load({victim!r})" if isinstance(victim, str) else "sparring.Victim(net)"
+            raise InputError(f"the victim is a {type(victim).__name__}; a victim is needed: {cure}")
         card = self.card
         access = card.access if threat.access is None else Access.parse(threat.access)
         transfer = access is Access.NOTHING and bool(threat.knowledge.surrogates)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sparring.core.errors import SparringError, UnknownNameError
+from sparring.core.errors import InputError, SparringError, UnknownNameError
 from sparring.core.threat import Access
 
 C = TypeVar("C", bound=type)
@@ -141,11 +141,19 @@ def build(cls: type, params: Mapping[str, Any]) -> Any:
 
     Raises:
         UnknownNameError: a parameter that it does not have; the message lists those it has.
+        InputError: a word or a fraction where the parameter is a number or a whole number.
     """
-    known = [f.name for f in dataclasses.fields(cls)]
-    for name in params:
+    known = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    for name, value in params.items():
         if name not in known:
             raise UnknownNameError.among(f"parameter of {cls.__name__}", name, known)
+        kinds = {kind.strip() for kind in known[name].split("|")}
+        numbers = kinds & {"int", "float"}
+        if not numbers or not kinds <= {"int", "float", "None"} or (value is None and "None" in kinds):
+            continue  # words, switches and objects are judged by the attack itself
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not real or (numbers == {"int"} and value != int(value)):
+            raise InputError(f"{name} is {value!r}; a {'whole number' if numbers == {'int'} else 'number'} is needed")
     return cls(**params)
 
 

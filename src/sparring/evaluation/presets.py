@@ -160,9 +160,11 @@ def _by_queries(preset: str, threat: ThreatSpec, known: Facts) -> list[AttackSpe
     if known.access >= Access.SCORES:
         return [] if known.traits.stochastic and preset != "thorough" else [_square(queries)]
     if known.access is Access.LABELS:
-        names = {"linf": ("rays", "hopskipjump"), "l2": ("hopskipjump", "surfree"), "l1": ("pointwise", "geoda")}[
-            threat.norm
-        ]
+        names: tuple[str, ...] = {
+            "linf": ("rays", "hopskipjump"),
+            "l2": ("hopskipjump", "surfree"),
+            "l1": ("pointwise", "geoda"),
+        }[threat.norm]
         if threat.target is not None:
             names = tuple(name for name in names if name not in ("rays", "geoda"))
         return [AttackSpec(name, queries=queries) for name in (names if preset == "thorough" else names[:1])]

@@ -82,7 +82,7 @@ def judge(standing: Standing, claim: float, findings: Sequence[Finding]) -> Verd
         step = (
             "Nothing is left in this toolkit but attacks made for this very defence."
             if standing.preset == "thorough"
-            else "Try the thorough preset: sparring audit --preset thorough"
+            else "Try the thorough preset: the same command with --preset thorough"
         )
     sentence = (
         f"{_WORDS[result]}: {standing.accuracy:.1%} of {standing.n:,} samples stay right under the attacks "

@@ -168,4 +168,9 @@ def _space(
     norm = norm.lower()
     if eps is None and not method.card.minimal:
         eps = default_eps(norm, tuple(x.shape[1:]), viewer.span if norm != "l0" else 1.0)
+    if norm == "linf" and eps is not None and eps > viewer.span * (1 + 1e-6):
+        raise InputError(
+            f"eps is {eps:g}, more than the whole range of a pixel, {viewer.span:g}: any picture would be a legal change. In raw "
+            f"units it may be meant as {eps:g}/255"
+        )
     return NORMS[norm](eps, lattice=lattice), eps

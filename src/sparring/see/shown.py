@@ -110,7 +110,10 @@ class Shown:
             Outcome.OUT_OF_BUDGET: f"{self.victim} withstood {ball} for as many queries as were granted",
             Outcome.FAILED: f"{self.attack} claimed a success outside the legal changes; it does not count",
         }
-        return sentences[self.outcome]
+        told = sentences[self.outcome]
+        if self.outcome in (Outcome.SURVIVED, Outcome.OUT_OF_BUDGET) and self.eps is None and not self.distances["l0"]:
+            told += "; the search never reached a wrong answer to come nearer from"
+        return told
 
     def __repr__(self) -> str:
         size = ", ".join(
