@@ -25,8 +25,8 @@ SECTIONS = {
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 INTRO = """# Benchmarks
 
-Ratios from one interleaved run: every contender runs once a round, in turn; medians with their range. Below 1 we are
-faster. Strength is robust accuracy (lower is a stronger attack) with n stated. `make bench` prints these tables, losses
+Ratios of times come from one interleaved run: every contender runs once a round, in turn; medians with their range. Below 1 we
+are faster. Tables without a range are one run each. Strength is robust accuracy (lower is a stronger attack) with n stated. `make bench` prints these tables, losses
 included; the peers are installed by its extra, `bench`. CIFAR-10 here means JPEG-recompressed copies.
 """
 

@@ -23,7 +23,7 @@ BUDGETS = (100, 1000, 5000)
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 SCORES = ("square", "simba", "bandits", "nes", "spsa", "genattack")
 LABELS = ("hopskipjump", "boundary", "sign-opt", "surfree", "geoda")
-SUBJECTS = (("mnist_adv", 0.3, 15), ("cifar10_adv_2px", 2 / 255, 15))
+SUBJECTS = (("mnist_adv", 0.3, 30), ("cifar10_adv_2px", 2 / 255, 30))
 
 
 class SpentError(Exception):
