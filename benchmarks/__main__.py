@@ -13,6 +13,8 @@ from benchmarks.harness import commit, hardware
 SECTIONS = {
     "pgd-floor": "benchmarks.pgd:floor",
     "pgd-peers": "benchmarks.pgd:peers",
+    "balls": "benchmarks.strength:balls",
+    "distances": "benchmarks.strength:distances",
     "scores": "benchmarks.queries:by_scores",
     "labels": "benchmarks.queries:by_labels",
     "regions-hard": "benchmarks.regions:hard",
@@ -25,9 +27,10 @@ SECTIONS = {
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 INTRO = """# Benchmarks
 
-Ratios of times come from one interleaved run: every contender runs once a round, in turn; medians with their range. Below 1 we
-are faster. Tables without a range are one run each. Strength is robust accuracy (lower is a stronger attack) with n stated. `make bench` prints these tables, losses
-included; the peers are installed by its extra, `bench`. CIFAR-10 here means JPEG-recompressed copies.
+Ratios of times come from one interleaved run: every contender runs once a round, in turn; medians with their range. Below 1
+we are faster. Tables without a range are one run each. Strength is robust accuracy (lower is a stronger attack) with n
+stated. `make bench` prints these tables, losses included; the peers are installed by its extra, `bench`. CIFAR-10 here means
+JPEG-recompressed copies.
 """
 
 
