@@ -14,6 +14,11 @@ from sparring.cli.shell import print_json, print_table, say
 from sparring.cli.values import parse_number, parse_params
 from sparring.core.errors import InputError, UnknownNameError
 
+# Below this PGD accuracy training has failed, whatever its loss says.
+LITTLE = 0.1
+# Which function builds the networks that a name alone stands for.
+BUILDERS = {"digits": "sparring.victims.digits:build"}
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -81,6 +86,15 @@ def train(
     header = ("epoch", "loss", "clean", "FGSM", "PGD-10", "alarm")
     print_table(header, [_row(row) for row in done.history])
     say(f"{out}: the weights of epoch {done.chosen}", "bold")
+    kept = next((row for row in done.history if row.epoch == done.chosen), None)
+    if kept is not None and kept.pgd is not None and kept.pgd < LITTLE:
+        say(
+            f"They withstand almost nothing: {kept.pgd:.1%} under PGD-10 at eps {eps}. Train longer (--epochs), at another "
+            "--lr, or for a smaller --eps",
+            "yellow",
+        )
+    if builder := BUILDERS.get(model) or (f"{model.split('@', 1)[1]}" if "@" in model else None):
+        say(f"To use them: --model {out}@{builder}")
 
 
 @contextlib.contextmanager
