@@ -24,6 +24,8 @@ SECTIONS = {
     "audit-memory": "benchmarks.audits:memory",
     "audit-workers": "benchmarks.audits:workers",
 }
+# Sections that are run once, whatever --rounds says: their figures are strengths, or too long to repeat.
+ONCE = {"balls", "scores", "labels", "regions-hard", "regions-survivors", "audit-fast", "audit-memory"}
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 INTRO = """# Benchmarks
 
@@ -48,7 +50,8 @@ def main() -> None:
     for name in given.sections or SECTIONS:
         module, function = SECTIONS[name].split(":")
         told = getattr(importlib.import_module(module), function)(given.rounds)
-        stamp = f"commit {commit()}, {datetime.date.today()}, {hardware()}, {given.rounds} rounds"
+        times = "one run" if name in ONCE else f"{given.rounds} rounds"
+        stamp = f"commit {commit()}, {datetime.date.today()}, {hardware()}, {times}"
         print(f"\n## {name}\n\n{told}\n", flush=True)
         if given.write:
             keep(name, f"## {name}\n\n{told}\n\n*{stamp}*\n")

@@ -22,7 +22,7 @@ from sparring.core.threat import rival_margin
 
 EPS = 0.3
 # Survivors are looked for among so many test images, at most so many of them, nearest to the boundary first.
-SCREENED, NEAREST = 10_000, 100
+SCREENED, NEAREST = 10_000, 130
 WANTED = 20
 # One population of few rounds: what survives it costs most of the time, and more of them break few of those.
 ATTACK = LinearRegions(restarts=1, rounds=4)
