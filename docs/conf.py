@@ -55,7 +55,9 @@ def _bars_are_norms(app: object, what: str, name: str, obj: object, options: obj
             inside_math = False
         if not inside_math and not line.lstrip().startswith((">>>", "...")):
             parts = re.split(r"(``.*?``|:\w+:`.*?`|`.*?`)", line)
-            lines[i] = "".join(p if p.startswith(("`", ":")) and p.endswith("`") else p.replace("|", r"\|") for p in parts)
+            lines[i] = "".join(
+                p if p.startswith(("`", ":")) and p.endswith("`") else p.replace("|", r"\|") for p in parts
+            )
 
 
 def setup(app: Any) -> None:
