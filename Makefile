@@ -73,7 +73,7 @@ constraints: ## renew constraints.txt (torch's pin is changed by hand, in that f
 	@rm -rf build/pins && $(PYTHON) -m venv build/pins
 	@build/pins/bin/python -m pip install -qq $(TORCH_ARGS) $(TORCH)
 	@echo $(TORCH) >build/pins/torch.txt
-	@build/pins/bin/python -m pip install -qq -c build/pins/torch.txt '.[dev,hub,docs]'
+	@build/pins/bin/python -m pip install -qq -c build/pins/torch.txt '.[dev,hub,onnx,attributions,docs]'
 	@build/pins/bin/python -m pip install -qq --no-deps $(PEERS)
 	@{ echo "# What the tests ran with. Written by 'make constraints'; torch's line is the one that is changed by hand."; \
 	   build/pins/bin/python -m pip freeze --exclude sparring \
@@ -89,7 +89,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once, and when pyproject.toml or constraints.txt change; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH_ARGS) $(TORCH)
-	@$(PIP) -e '.[dev,hub]'
+	@$(PIP) -e '.[dev,hub,onnx,attributions]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
