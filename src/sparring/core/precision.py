@@ -76,7 +76,11 @@ def _pays(view: Victim, x: Tensor) -> bool:
         return False
     if x.dtype != torch.float32 or any(p.dtype != torch.float32 for p in net.parameters()):
         return False
-    return _has_bfloat16(x.device) and _multiplications(view, x) >= WORTH_CASTING
+    if not _has_bfloat16(x.device):
+        return False
+    # no convolution that keeps or lowers the resolution does more: small networks are spared the look
+    most = sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.Conv2d)) * x.shape[-2] * x.shape[-1]
+    return most >= WORTH_CASTING and _multiplications(view, x) >= WORTH_CASTING
 
 
 def _has_bfloat16(device: torch.device) -> bool:
