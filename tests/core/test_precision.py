@@ -32,24 +32,25 @@ def fast_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_chosen_for_large_plain_convolutional_networks(fast_hardware: None) -> None:
     x = torch.rand(2, 3, 16, 16)
     victim = sp.Victim(convolutions())
-    assert isinstance(scout(victim, x, "auto"), Scout)
-    assert scout(victim, x, "float32") is None
-    assert scout(sp.Victim(convolutions(4)), x, "auto") is None, "too small to pay"
-    assert scout(victim, x[:, :, :8, :8], "auto") is None, "the same network on small pictures"
-    assert scout(sp.Victim(convolutions().double()), x.double(), "auto") is None
-    assert scout(victim.defended([nn.Identity()]), x, "auto") is None
-    assert scout(sp.Victim(convolutions(), traits=sp.Traits(stochastic=True)), x, "auto") is None
+    assert isinstance(scout(victim, x, "auto", 2), Scout)
+    assert scout(victim, x, "auto", 1) is None, "the same network on one sample"
+    assert scout(victim, x, "float32", 2) is None
+    assert scout(sp.Victim(convolutions(4)), x, "auto", 2) is None, "too small to pay"
+    assert scout(victim, x[:, :, :8, :8], "auto", 2) is None, "the same network on small pictures"
+    assert scout(sp.Victim(convolutions().double()), x.double(), "auto", 2) is None
+    assert scout(victim.defended([nn.Identity()]), x, "auto", 2) is None
+    assert scout(sp.Victim(convolutions(), traits=sp.Traits(stochastic=True)), x, "auto", 2) is None
 
 
 def test_it_is_not_chosen_without_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_has_bfloat16", lambda device: False)
-    assert scout(sp.Victim(convolutions()), torch.rand(1, 3, 16, 16), "auto") is None
+    assert scout(sp.Victim(convolutions()), torch.rand(1, 3, 16, 16), "auto", 99) is None
 
 
 def test_scores_come_in_float32_and_agree_to_two_digits(fast_hardware: None) -> None:
     x = torch.rand(3, 3, 16, 16)
     victim = sp.Victim(convolutions())
-    view = scout(victim, x, "auto")
+    view = scout(victim, x, "auto", 2)
     assert view is not None
     found, exact = view.scores(x), victim.scores(x)
     assert found.dtype is torch.float32

@@ -95,7 +95,7 @@ class Attack:
             threat = replace(threat, space=space)
             ids = content_ids(x) if ids is None else _check_ids(ids, len(y))
             rng = KeyedRandom(seed, ids.to(y.device))
-            terms = Terms(access, self.card.minimal, early_stop, size)
+            terms = Terms(access, self.card.minimal, early_stop, size, len(y))
             parts = []
             for start in range(0, max(1, len(y)), size):
                 index = torch.arange(start, min(len(y), start + size), device=y.device)
@@ -130,7 +130,7 @@ class Attack:
             for model in (victim, *threat.knowledge.surrogates):
                 rest.enter_context(model.at_rest())
             part = _threat_for(replace(threat, space=threat.space.bound(x, victim.bounds)), index)
-            terms = Terms(access, self.card.minimal, early_stop=False, batch_size=max(1, len(index)))
+            terms = Terms(access, self.card.minimal, False, max(1, len(index)), len(y))
             view = self._view(victim, part, access)
             run = Run(victim, view, x[index], y[index], part, KeyedRandom(seed, content_ids(x[index])), terms)
             self._search(run)

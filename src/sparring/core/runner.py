@@ -53,12 +53,14 @@ class Terms:
         smallest: whether the smallest change is sought.
         early_stop: whether a success ends a sample.
         batch_size: samples attacked at once.
+        samples: samples in the whole call.
     """
 
     access: Access
     smallest: bool
     early_stop: bool
     batch_size: int
+    samples: int = 1
 
 
 class SearchOver(Exception):  # noqa: N818 (a signal, not an error)
@@ -97,6 +99,7 @@ class Run:
         self.restart = 0
         self._view = view
         self._scout: Victim | None = None
+        self._samples = terms.samples
         # without access to the victim neither early stop nor best-so-far may see its answers
         self._blind = terms.access is Access.NOTHING
         self.oracle: Oracle | None = None
@@ -216,7 +219,7 @@ class Run:
         A success seen so is looked at once more in float32 before it counts.
         """
         if self._view is not None and isinstance(self.x, Tensor):
-            self._scout = scout(self._view, self.x, precision)
+            self._scout = scout(self._view, self.x, precision, self._samples)
 
     def gradient(self, x: Tensor, loss: Loss, *, candidates: bool = True) -> Gradient:
         """The loss, its gradient and the scores at x, (m, ...); the same forward serves the success check.
