@@ -98,3 +98,18 @@ def test_what_is_found_stands_in_float32_and_matches_the_plain_search() -> None:
     assert int((plain.succeeded != fast.succeeded).sum()) <= 1
     assert isinstance(fast.adversarial, Tensor)
     assert (net(fast.adversarial).argmax(1) != net(x).argmax(1))[fast.succeeded].all()
+
+
+def test_crafting_for_training_keeps_to_float32(fast_hardware: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        Scout, "scores", lambda self, x, noise=None: asked.append("scout") or self.exact.scores(x, noise)
+    )
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    victim = sp.Victim(convolutions())
+    y = torch.as_tensor(victim.query(x).labels)
+    sp.PGD(steps=2).craft(victim, x, y, sp.Linf(0.01))
+    assert not asked
+    monkeypatch.setattr(Scout, "objective", sp.Victim.objective)
+    sp.PGD(steps=2)(victim, x, y, sp.Linf(0.01), early_stop=False)
+    assert asked == ["scout", "scout"]

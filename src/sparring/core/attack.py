@@ -130,7 +130,8 @@ class Attack:
             for model in (victim, *threat.knowledge.surrogates):
                 rest.enter_context(model.at_rest())
             part = _threat_for(replace(threat, space=threat.space.bound(x, victim.bounds)), index)
-            terms = Terms(access, self.card.minimal, False, max(1, len(index)), len(y))
+            # no samples named: a network in training is crafted against in its own precision unless the attack insists
+            terms = Terms(access, self.card.minimal, early_stop=False, batch_size=max(1, len(index)))
             view = self._view(victim, part, access)
             run = Run(victim, view, x[index], y[index], part, KeyedRandom(seed, content_ids(x[index])), terms)
             self._search(run)

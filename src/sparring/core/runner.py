@@ -53,14 +53,14 @@ class Terms:
         smallest: whether the smallest change is sought.
         early_stop: whether a success ends a sample.
         batch_size: samples attacked at once.
-        samples: samples in the whole call.
+        samples: samples in the whole call; 0 where nobody says.
     """
 
     access: Access
     smallest: bool
     early_stop: bool
     batch_size: int
-    samples: int = 1
+    samples: int = 0
 
 
 class SearchOver(Exception):  # noqa: N818 (a signal, not an error)
