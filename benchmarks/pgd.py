@@ -23,19 +23,28 @@ def floor(rounds: int) -> str:
         x, y = zoo.data(name.split("_")[0], n)
         victim = sp.Victim(net, name=name)
 
-        def attack(early_stop: bool, victim: sp.Victim = victim, x: Any = x, y: Any = y, eps: float = eps) -> Any:
-            space = sp.Linf(eps)
-            return sp.PGD(steps=STEPS)(victim, x, y, space, early_stop=early_stop, batch_size=len(x))
+        def attack(
+            early_stop: bool,
+            precision: str = "auto",
+            victim: sp.Victim = victim,
+            x: Any = x,
+            y: Any = y,
+            eps: float = eps,
+        ) -> Any:
+            climb = sp.PGD(steps=STEPS, precision=precision)
+            return climb(victim, x, y, sp.Linf(eps), early_stop=early_stop, batch_size=len(x))
 
         timed = interleave(
             {
                 "bare": lambda net=net, x=x, y=y: bare_steps(net, x, y, STEPS),
                 "whole": lambda attack=attack: attack(False),
+                "float32": lambda attack=attack: attack(False, "float32"),
                 "early": lambda attack=attack: attack(True),
             },
             rounds,
         )
-        for key, told in (("whole", "all 40 steps"), ("early", "early stop")):
+        modes = (("whole", "all 40 steps"), ("float32", "all 40 steps, float32"), ("early", "early stop"))
+        for key, told in modes:
             result = timed[key].value
             share = float(result.backwards.sum()) / (STEPS * n)
             rows.append(
