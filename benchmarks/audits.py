@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import sparring as sp
 from benchmarks.defences import training_set
-from benchmarks.harness import interleave, peer, spread, table
+from benchmarks.harness import interleave, peer, seeded, spread, table
 from benchmarks.zoo import load_zoo
 from sparring.defences.training import Settings, fit
 
@@ -103,8 +103,7 @@ def _trained(method: str, eps: float, epochs: int, n: int) -> Callable[[], tuple
 
     def build() -> tuple[Any, Tensor, Tensor]:
         zoo = load_zoo()
-        with torch.random.fork_rng():
-            torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
+        with seeded():
             net = zoo.small_cnn(1, 7)
         settings = Settings(epochs=epochs, lr=2e-3)
         trained = fit(sp.Victim(net), training_set("mnist", 6000), method, sp.Linf(eps), settings=settings)

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 import sparring as sp
-from benchmarks.harness import commit, hardware, table
+from benchmarks.harness import commit, hardware, seeded, table
 from benchmarks.zoo import load_zoo
 from sparring.core.rng import KeyedRandom, content_ids
 from sparring.data import assets_folder
@@ -115,8 +115,7 @@ def magnet(victim: sp.Victim, data: str) -> sp.Victim:
 
 def distilled(victim: sp.Victim, data: str) -> sp.Victim:
     """The two-convolution network distilled at temperature 100 on 20,000 pictures."""
-    with torch.random.fork_rng():
-        torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
+    with seeded():
         net = load_zoo().small_cnn(1, 7)
     settings = Settings(epochs=12, lr=3e-3)
     return fit(sp.Victim(net, name="distilled"), training_set(data, 20000), Distillation(), settings=settings).victim

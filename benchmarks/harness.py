@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -83,6 +85,21 @@ def peer(name: str) -> ModuleType | None:
         return importlib.import_module(name)
     except ImportError:
         return None
+
+
+def foolbox_model(foolbox: ModuleType, net: torch.nn.Module) -> Any:
+    """A network over [0, 1] as foolbox takes it, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """A forked global random state from seed 0, for what draws from it."""
+    with torch.random.fork_rng():
+        torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
+        yield
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 import sparring as sp
-from benchmarks.harness import bare_steps, interleave, peer, spread, table
+from benchmarks.harness import bare_steps, foolbox_model, interleave, peer, spread, table
 from benchmarks.zoo import load_zoo
 
 STEPS = 40
@@ -86,9 +85,7 @@ def _ours(net: Any, x: torch.Tensor, y: torch.Tensor, eps: float, step: float) -
 
 
 def _foolbox(foolbox: Any, net: Any, x: torch.Tensor, y: torch.Tensor, eps: float, step: float) -> Callable[[], float]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = foolbox.PyTorchModel(net, bounds=(0, 1))
+    model = foolbox_model(foolbox, net)
     attack = foolbox.attacks.LinfPGD(steps=STEPS, abs_stepsize=step)
 
     def run() -> float:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import sparring as sp
-from benchmarks.harness import peer, table
+from benchmarks.harness import foolbox_model, peer, seeded, table
 from benchmarks.zoo import load_zoo
 from sparring.core.registry import make_attack
 
@@ -106,8 +106,7 @@ def _torchattacks(package: Any, net: nn.Module, x: Tensor, y: Tensor, eps: float
     with torch.no_grad():
         right = net(x).argmax(1) == y
     for budget in BUDGETS:
-        with torch.random.fork_rng():
-            torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
+        with seeded():
             attack = package.Square(net, norm="Linf", eps=eps, n_queries=budget, n_restarts=1, loss="margin", seed=0)
             adversarial = attack(x, y)
         with torch.no_grad():
@@ -160,10 +159,9 @@ def _foolbox(foolbox: Any, make: Callable[[], Any], net: nn.Module, x: Tensor, y
         def forward(self, z: Tensor) -> Tensor:
             return counting(z)
 
-    with warnings.catch_warnings(), torch.random.fork_rng():
+    model = foolbox_model(foolbox, Wrapped().eval())
+    with warnings.catch_warnings(), seeded():
         warnings.simplefilter("ignore")
-        torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
-        model = foolbox.PyTorchModel(Wrapped().eval(), bounds=(0, 1), device="cpu")
         with contextlib.suppress(SpentError):
             make()(model, x, y, epsilons=None)
     return [float(counting.at.get(budget, counting.best).median()) for budget in BUDGETS]

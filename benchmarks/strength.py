@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
-from benchmarks.harness import interleave, peer, spread, table
+from benchmarks.harness import foolbox_model, interleave, peer, seeded, spread, table
 from benchmarks.zoo import load_zoo
 from sparring import attacks
 
@@ -73,21 +73,14 @@ def _ours(attack: Any, victim: sp.Victim, x: Tensor, y: Tensor, space: Any) -> C
 
 
 def _foolbox_ball(foolbox: Any, attack: Any, net: nn.Module, x: Tensor, y: Tensor, eps: float) -> Callable[[], float]:
-    model = _foolbox_model(foolbox, net)
+    model = foolbox_model(foolbox, net)
 
     def run() -> float:
-        with torch.random.fork_rng():
-            torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
+        with seeded():
             _, _, hit = attack(model, x, y, epsilons=eps)
         return 1 - float(hit.float().mean())
 
     return run
-
-
-def _foolbox_model(foolbox: Any, net: nn.Module) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
 
 
 def _autoattack(package: Any, which: str, net: nn.Module, x: Tensor, y: Tensor, space: Any) -> Callable[[], float]:
@@ -180,12 +173,11 @@ def _nearest(attack: Any, victim: sp.Victim, x: Tensor, y: Tensor, space: Any) -
 def _foolbox_nearest(
     foolbox: Any, attack: Any, net: nn.Module, x: Tensor, y: Tensor, space: Any
 ) -> Callable[[], float]:
-    model = _foolbox_model(foolbox, net)
+    model = foolbox_model(foolbox, net)
 
     def run() -> float:
-        with warnings.catch_warnings(), torch.random.fork_rng():
+        with warnings.catch_warnings(), seeded():
             warnings.simplefilter("ignore")
-            torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
             _, found, hit = attack(model, x, y, epsilons=None)
         size = space.distance(found - x)
         return float(size.masked_fill(~hit, torch.inf).median())

@@ -221,9 +221,9 @@ class Linf(Ball):
         """The nearest point: both constraints are boxes."""
         if self.eps is None:
             return self._clamp(x_adv)
-        return torch.clamp(x_adv, *self._box(x))
+        return torch.clamp(x_adv, *self.box(x))
 
-    def _box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the greatest legal value of each element; kept while the centres stay the same tensor.
 
         A climb projects onto one box dozens of times, and on a small network each pass over the pixels shows in its time.

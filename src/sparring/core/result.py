@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from sparring.core.batch import Batch, concat
 from sparring.core.errors import InputError, LoadError, ThreatError
 from sparring.core.outputs import Prediction
+from sparring.core.stored import read_stored, write_stored
 
 
 class Outcome(enum.IntEnum):
@@ -181,26 +181,19 @@ class AttackResult:
         Raises:
             InputError: inputs that are neither tensors nor plain text or numbers.
         """
-        from safetensors.torch import save_file
-
         tensors: dict[str, Tensor] = {}
         told: dict[str, Any] = {"format": "sparring.AttackResult", "version": 1}
         for key, value in self._flat().items():
             if isinstance(value, Tensor):
-                tensors[key] = value.detach().cpu().contiguous().clone()
+                tensors[key] = value
             elif value is not None:
                 told[key] = value
         try:
-            header = {"sparring": json.dumps(told)}
+            return write_stored(path, tensors, told)
         except TypeError as cause:
             raise InputError(
                 f"this result holds inputs that JSON cannot write ({cause}); save them in your own format"
             ) from cause
-        path = Path(path)
-        draft = path.with_name(path.name + ".part")
-        save_file(tensors, str(draft), metadata=header)
-        draft.replace(path)
-        return path
 
     @classmethod
     def load(cls, path: str | Path) -> AttackResult:
@@ -209,14 +202,7 @@ class AttackResult:
         Raises:
             LoadError: no such file, damaged, or another kind of file.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as stored:
-                told = json.loads((stored.metadata() or {})["sparring"])
-                flat = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError, KeyError, ValueError) as cause:
-            raise LoadError(f"{path} is not a result that sparring saved: {cause}") from cause
+        told, flat = read_stored(path, "is not a result")
         if told.get("format") != "sparring.AttackResult" or told.get("version") != 1:
             raise LoadError(
                 f"{path} holds {told.get('format')!r} version {told.get('version')!r}; AttackResult version 1 is needed"

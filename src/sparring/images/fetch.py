@@ -16,7 +16,6 @@ import contextlib
 import http
 import http.client
 import importlib.metadata
-import io
 import ipaddress
 import os
 import queue
@@ -30,11 +29,11 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urljoin, urlsplit
 
 from sparring.core.errors import FetchError, InputError
+from sparring.core.sockets import TimedSocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from _typeshed import ReadableBuffer, WriteableBuffer
 
 MAX_REDIRECTS = 5
 LIMIT = 20 * 2**20
@@ -149,7 +148,7 @@ class _Target:
 def _get(target: _Target, limit: int, clock: _Clock, allow_private: bool) -> bytes | _Moved:
     with contextlib.closing(_connect(target, clock, allow_private)) as sock:
         connection = http.client.HTTPConnection(target.host, target.port)
-        connection.sock = cast("Any", _Wire(sock, clock))
+        connection.sock = cast("Any", TimedSocket(sock, clock))
         connection.request(
             "GET",
             target.path,
@@ -268,37 +267,6 @@ def _is_public(address: str) -> bool:
             carried = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     checked = carried or ip
     return checked.is_global and not checked.is_multicast
-
-
-class _Timed(io.RawIOBase):
-    """A socket's bytes, where each read may take no longer than what is left for the whole fetch."""
-
-    def __init__(self, sock: socket.socket, clock: _Clock) -> None:
-        self._sock, self._clock = sock, clock
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        self._sock.settimeout(self._clock.left())
-        return self._sock.recv_into(buffer)
-
-
-class _Wire:
-    """What `http.client` needs of a socket, under one clock; the socket itself is closed by whoever opened it."""
-
-    def __init__(self, sock: socket.socket, clock: _Clock) -> None:
-        self._sock, self._clock = sock, clock
-
-    def makefile(self, *_: object, **__: object) -> io.BufferedReader:
-        return io.BufferedReader(_Timed(self._sock, self._clock))
-
-    def sendall(self, data: ReadableBuffer) -> None:
-        self._sock.settimeout(self._clock.left())
-        self._sock.sendall(data)
-
-    def close(self) -> None:
-        """Leave the socket open: `http.client` lets go of it before the body is read."""
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import http.client
-import io
 import json
 import os
 import queue
@@ -26,10 +25,11 @@ from urllib.parse import quote, urlsplit
 
 from sparring._version import __version__
 from sparring.core.errors import InputError, VictimError
+from sparring.core.sockets import TimedSocket
 from sparring.victims.http_mapping import Service
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    pass
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -308,7 +308,7 @@ class _Connection(http.client.HTTPConnection):
         except BaseException:
             raw.close()
             raise
-        self._raw, self.sock = raw, cast("Any", _Wired(raw, self))
+        self._raw, self.sock = raw, cast("Any", TimedSocket(raw, self))
 
     def left(self) -> float:
         """Seconds left for this request, or TimeoutError."""
@@ -331,37 +331,6 @@ class _Connection(http.client.HTTPConnection):
         self.close()
         if self._raw is not None:
             self._raw.close()
-
-
-class _Timed(io.RawIOBase):
-    """A socket's bytes, where each read may take no longer than what is left for the whole request."""
-
-    def __init__(self, raw: socket.socket, connection: _Connection) -> None:
-        self._raw, self._connection = raw, connection
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        self._raw.settimeout(self._connection.left())
-        return self._raw.recv_into(buffer)
-
-
-class _Wired:
-    """What `http.client` needs of a socket, under the connection's clock; `shut` closes the socket itself."""
-
-    def __init__(self, raw: socket.socket, connection: _Connection) -> None:
-        self._raw, self._connection = raw, connection
-
-    def makefile(self, *_: object, **__: object) -> io.BufferedReader:
-        return io.BufferedReader(_Timed(self._raw, self._connection))
-
-    def sendall(self, data: ReadableBuffer) -> None:
-        self._raw.settimeout(self._connection.left())
-        self._raw.sendall(data)
-
-    def close(self) -> None:
-        """Leave the socket open: `http.client` lets go of it before the body is read."""
 
 
 def _drain(idle: queue.LifoQueue[_Connection]) -> None:

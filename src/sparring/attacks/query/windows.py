@@ -75,8 +75,7 @@ class Colours:
     def start(cls, run: Run, sides: tuple[int, int]) -> tuple[Tensor, Colours]:
         """Vertical stripes, (m, ...), and the first windows."""
         _, c, h, w = as_pictures(run.x).shape
-        eps = per_sample(run.space.eps, run.x)
-        low, high = clamp(run, run.x - eps), clamp(run, run.x + eps)
+        low, high = run.space.box(run.x)
         stripes = run.rng.signs((c, 1, w), "start").expand(-1, c, h, w).reshape(run.x.shape)
         ends = torch.cat([low.flatten(1), high.flatten(1)], dim=1)
         return torch.where(stripes > 0, high, low), cls(ends, *_colour_draws(run, sides, 1))

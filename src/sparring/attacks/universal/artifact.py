@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from sparring.core.errors import InputError, LoadError, SparringError
 from sparring.core.registry import attack_class
 from sparring.core.result import AttackResult
 from sparring.core.space import Bounds
+from sparring.core.stored import read_stored, write_stored
 from sparring.core.threat import Goal, Targeted, ThreatModel, Untargeted
 from sparring.core.victim import BaseVictim, query_in_batches
 
@@ -136,19 +136,9 @@ class Artifact:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: the tensors, and the record as JSON in its header."""
-        from safetensors.torch import save_file
-
         tensors = {**self.tensors, "bounds/lo": self.bounds.lo, "bounds/hi": self.bounds.hi}
         header = {"format": FORMAT, "version": 1, **asdict(self.record)}
-        path = Path(path)
-        draft = path.with_name(path.name + ".part")
-        save_file(
-            {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()},
-            str(draft),
-            metadata={"sparring": json.dumps(header)},
-        )
-        draft.replace(path)
-        return path
+        return write_stored(path, tensors, header)
 
     @staticmethod
     def load(path: str | Path) -> Artifact:
@@ -157,12 +147,8 @@ class Artifact:
         Raises:
             LoadError: no such file, damaged, or another kind of file.
         """
-        from safetensors import SafetensorError, safe_open
-
+        told, tensors = read_stored(path, "holds no artifact")
         try:
-            with safe_open(str(path), framework="pt") as stored:
-                told = json.loads((stored.metadata() or {})["sparring"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
             if (told.pop("format"), told.pop("version")) != (FORMAT, 1):
                 raise ValueError("another format or version")
             record = Record(**{**told, "shape": tuple(told["shape"])})
@@ -172,7 +158,7 @@ class Artifact:
                 raise ValueError(f"{record.method} in {record.space} fits no artifact")
             artifact: Artifact = kind(record, tensors, bounds)
             artifact.change(torch.zeros(1, *record.shape))  # tensors that do not fit fail here
-        except (OSError, SafetensorError, SparringError, KeyError, TypeError, ValueError, RuntimeError) as cause:
+        except (SparringError, KeyError, TypeError, ValueError, RuntimeError) as cause:
             raise LoadError(f"{path} holds no artifact that sparring saved: {cause}") from cause
         return artifact
 
