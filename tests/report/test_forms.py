@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.report.conftest import HOSTILE
 
@@ -230,6 +230,7 @@ def test_the_drawing_shows_the_curve(fell: list[float], eps: float) -> None:
     assert [tick.text for tick in told.y_ticks] == ["0%", "25%", "50%", "75%", "100%"]
 
 
+@example([8.0, 7.999999999999999], [1.0])
 @given(st.lists(st.floats(1e-4, 8.0), min_size=1, max_size=40), st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=4))
 def test_the_table_beside_a_curve_goes_to_its_end(fell: list[float], asked: list[float]) -> None:
     curve = survival("eps", np.array(fell), 0.95)
