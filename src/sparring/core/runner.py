@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sparring.core import events
 from sparring.core.batch import Batch, own, put, take
+from sparring.core.convolutions import has_strided_convolutions, quick_input_gradients
 from sparring.core.errors import CapabilityError, InputError
 from sparring.core.ledger import Ledger, select_fields
 from sparring.core.losses import Loss
@@ -100,6 +101,7 @@ class Run:
         self._view = view
         self._scout: Victim | None = None
         self._samples = terms.samples
+        self._shortcut = view is not None and has_strided_convolutions(view.net)
         # without access to the victim neither early stop nor best-so-far may see its answers
         self._blind = terms.access is Access.NOTHING
         self.oracle: Oracle | None = None
@@ -236,7 +238,7 @@ class Run:
         total: Gradient | None = None
         for _ in range(draws):
             leaf = point.detach().requires_grad_(True)
-            with torch.enable_grad():
+            with torch.enable_grad(), quick_input_gradients(self._shortcut):
                 value, scores = view.objective(leaf, lambda s: loss(s, self.y, self.goal), self._noise())
                 total_loss = value.sum()
             self._count(forwards=1)
@@ -274,7 +276,7 @@ class Run:
         view = self._gradients()
         point = self._snap(self.x, x, self.space)
         leaf = point.detach().requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), quick_input_gradients(self._shortcut):
             scores = view.scores(leaf, self._noise())
         self._count(forwards=1)
         self._note(point, self._output(view, point, scores))
@@ -328,16 +330,13 @@ class Run:
         if self.oracle is None:
             raise CapabilityError(f"this run has access to {self.access}; queries need access to labels or scores")
         mine = torch.arange(len(self.rows), device=self.rows.device) if rows is None else rows
-        owner = self.rows[mine]
-        single = rows is None
-        originals = self.x if single else take(self.x, mine)
-        space = self.space if single else self.space.take(mine)
-        point = self._snap(originals, x, space)
+        owner = self.rows if rows is None else self.rows[rows]
+        point = self._snap_at(x, rows)
         answer, granted = self.oracle(point, owner, self._noise(mine))
         self.ledger.forwards.index_add_(0, owner, granted.long())
-        goal = self.goal if single else self.goal.take(mine)
-        reached = goal.achieved(answer, self.y[mine], CLAIM_SLACK) & granted
-        self._record(point, reached, owner, originals, space)
+        goal, y = (self.goal, self.y) if rows is None else (self.goal.take(rows), self.y[rows])
+        reached = goal.achieved(answer, y, CLAIM_SLACK) & granted
+        self._record(point, reached, rows)
         return answer, granted
 
     def found(self) -> Tensor:
@@ -380,6 +379,17 @@ class Run:
         snap = getattr(space, "snap", None)
         return point if snap is None or not isinstance(point, Tensor) else snap(x, point)
 
+    def _snap_at(self, point: Any, rows: Tensor | None) -> Any:
+        """The points on the lattice, of which candidate i belongs to active sample rows[i] (its own position where None).
+
+        Without a lattice the originals, as many as candidates, are not even gathered.
+        """
+        if rows is None:
+            return self._snap(self.x, point, self.space)
+        if getattr(self.space, "lattice", None) is None:
+            return point
+        return self._snap(take(self.x, rows), point, self.space.take(rows))
+
     def _noise(self, index: Tensor | None = None) -> KeyedRandom | None:
         """Fresh keyed noise for each forward of a stochastic victim; the same for a sample in any batch."""
         self._calls += 1
@@ -404,7 +414,7 @@ class Run:
         reached = reached if only is None else reached & only
         if not sure:
             reached = self._confirmed(point, reached)
-        self._record(point, reached, self.rows, self.x, self.space)
+        self._record(point, reached)
 
     def _confirmed(self, point: Batch, reached: Tensor) -> Tensor:
         """Bool (m,): which of the successes that a scout saw are new ones and stand in float32."""
@@ -421,17 +431,23 @@ class Run:
             reached[index] = self.goal.take(index).achieved(answer, self.y[index], CLAIM_SLACK)
         return reached
 
-    def _record(self, point: Batch, reached: Tensor, owner: Tensor, originals: Batch, space: Space) -> None:
-        """Keep the first success of each sample, or the nearest where the smallest change is sought."""
+    def _record(self, point: Batch, reached: Tensor, rows: Tensor | None = None) -> None:
+        """Keep the first success of each sample, or the nearest where the smallest change is sought.
+
+        Candidate i belongs to active sample rows[i], or to the i-th where `rows` is None.
+        """
+        owner = self.rows if rows is None else self.rows[rows]
         if not self.smallest:
             reached = reached & ~self.ledger.found[owner]
-        elif self.early_stop and space.limit is not None:
+        elif self.early_stop and self.space.limit is not None:
             # near enough already: a further look, which it gets only while others of its batch go on, must not count
-            reached = reached & ~(self.ledger.best_cost[owner] <= space.limit)
+            limit = self.space.limit if rows is None else self.space.take(rows).limit
+            reached = reached & ~(self.ledger.best_cost[owner] <= limit)
         index = reached.nonzero().squeeze(1)
         if len(index):
+            mine = index if rows is None else rows[index]
             candidates = take(point, index)
-            cost = space.take(index).cost(take(originals, index), candidates)
+            cost = self.space.take(mine).cost(take(self.x, mine), candidates)
             self.ledger.record(candidates, cost, owner[index], nearest=self.smallest)
 
     def _stop_if_over(self) -> None:

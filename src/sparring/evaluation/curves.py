@@ -54,7 +54,7 @@ def survival(label: str, fell: NDArray[np.float64], confidence: float, x: NDArra
     if x is None:
         places = np.unique(fell[np.isfinite(fell) & (fell > 0)])
         apart = places[1:] > widened(1.0) * places[:-1]
-        places = places[np.append(apart, [True] * bool(len(places)))]  # places told apart by rounding alone are one
+        places = np.concatenate([places[:-1][apart], places[-1:]])  # those that rounding alone tells apart are one
         if len(places) > _MOST_POINTS:
             places = places[np.unique(np.linspace(0, len(places) - 1, _MOST_POINTS).round().astype(int))]
         x = np.concatenate([[0.0], places])
