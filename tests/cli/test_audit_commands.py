@@ -230,3 +230,65 @@ def test_on_a_terminal_a_live_table_is_drawn(tmp_path: Path) -> None:
     assert re.search(r"\d of \d units", text)
     assert "shard 0: met" not in text  # the lines are for pipes
     assert "stay right under the attacks" in text
+
+
+# -- a model that needs more than a name -------------------------------------------------------------------------------
+
+
+def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A network in a file and its builder in a module, and class names beside them."""
+    import torch
+    from safetensors.torch import save_file
+
+    (tmp_path / "mynet.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    net = {"1.weight": torch.randn(10, 64, generator=generator), "1.bias": torch.zeros(10)}
+    save_file(net, tmp_path / "mynet.safetensors")
+    (tmp_path / "names.txt").write_text("\n".join(f"digit {i}" for i in range(10)))
+    return f"{tmp_path / 'mynet.safetensors'}@mynet:build"
+
+
+def test_the_models_flags_are_kept_for_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = _weights(tmp_path, monkeypatch)
+    words = [
+        "audit",
+        "--model",
+        model,
+        "--data",
+        "digits",
+        "--eps",
+        "0.1",
+        "--attack",
+        "fgsm",
+        "-n",
+        "8",
+        "--no-checks",
+    ]
+    flags = ["--grey", "--size", "8", "--mean", "0.5", "--std", "0.25", "--labels", str(tmp_path / "names.txt")]
+    assert main([*words, *flags, "--run", str(tmp_path / "run"), "--json"]) == 0
+    header = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert header["victim"]["labels"][3] == "digit 3"
+    assert header["plan"]["audit"]["victim"]["mean"] == [0.5]
+    first = json.loads(capsys.readouterr().out)
+    assert main(["resume", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["robust_accuracy"] == first["robust_accuracy"]
+    assert (
+        main([*words, "--run", str(tmp_path / "run"), "--json"]) != 0
+    )  # without its normalisation it is another model
+    assert "begun with another plan" in capsys.readouterr().out
+
+
+def test_the_models_flags_want_a_model_and_no_plan(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", "--size", "8", "--json"]) != 0
+    assert "--model" in json.loads(capsys.readouterr().out)["error"]
+    plan = tmp_path / "plan.toml"
+    plan.write_text('victim = "digits"\ndata = "digits"\n[threat]\nnorm = "linf"\neps = 0.1\n')
+    assert main(["audit", str(plan), "--model", "digits", "--size", "8", "--json"]) != 0
+    assert "--size came with a plan" in json.loads(capsys.readouterr().out)["error"]

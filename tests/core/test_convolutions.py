@@ -146,6 +146,6 @@ def test_who_is_served() -> None:
         nn.Conv2d(1, 1, 4, 2, padding_mode="reflect"),
         nn.Conv2d(1, 1, 4, (2, 4)),
         nn.Linear(2, 2),
-            ):
+    ):
         assert not has_strided_convolutions(other)
     assert not has_strided_convolutions(lambda x: x)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparring.cli.live import showing
+from sparring.cli.seeing import Device, Grey, Labels, Mean, Resize, Size, Std, model_options
 from sparring.cli.shell import DONE, HELD, INTERRUPTED, print_json, print_table, say
 from sparring.cli.values import parse_number
 from sparring.core.errors import InputError
@@ -84,6 +85,13 @@ def audit(
     executor: Where = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all randomness.")] = 0,
     checks: Annotated[bool, typer.Option("--checks/--no-checks", help="The soundness checks.")] = True,
+    mean: Mean = None,
+    std: Std = None,
+    size: Size = None,
+    resize: Resize = None,
+    grey: Grey = False,
+    labels: Labels = None,
+    device: Device = None,
     fail_under: FailUnder = None,
     as_json: Json = False,
 ) -> int:
@@ -97,6 +105,7 @@ def audit(
     from sparring.evaluation import running
 
     claim = _claim(fail_under)
+    load = model_options(model, mean, std, size, resize, grey, labels, device)
     if norm.lower() not in NORMS:
         raise UnknownNameError.among("norm", norm, NORMS)
     options: dict[str, Any] = {"seed": seed, "checks": checks} if plan is None else {}
@@ -105,9 +114,10 @@ def audit(
             raise InputError("--eps is needed, in the model's raw units, for example --eps 8/255")
         options |= {"attacks": attack} if attack else {}
         options |= {"samples": samples} if samples else {}
+        options |= {"load": load} if load else {}
     elif given := [
         n for n, v in (("--eps", eps), ("--attack", attack), ("--samples", samples), ("--target", target)) if v
-    ]:
+    ] + [f"--{n}" for n in load]:
         raise InputError(f"{', '.join(given)} came with a plan; write them into the plan")
     threat = None
     if eps is not None:

@@ -64,7 +64,7 @@ def classify(
     as_json: Json = False,
 ) -> None:
     """Say what a model sees in a picture."""
-    options = _model_options(model, mean, std, size, resize, grey, labels, device)
+    options = model_options(model, mean, std, size, resize, grey, labels, device)
     from sparring.see import Viewer
 
     seen = Viewer.of(model, **options).read(image, top)
@@ -114,7 +114,7 @@ def attack(
     The change is made where the model's input begins: after resize and crop. --out has that size, and is read back as
     any other file to see whether it still fools the model.
     """
-    options = _model_options(model, mean, std, size, resize, grey, labels, device)
+    options = model_options(model, mean, std, size, resize, grey, labels, device)
     params = parse_params(param or [])
     if steps is not None:
         if "steps" in params:
@@ -165,7 +165,7 @@ def _tell(shown: Shown, figure: str | None) -> None:
         say(f"figure: {figure}")
 
 
-def _model_options(
+def model_options(
     model: str | None,
     mean: str | None,
     std: str | None,

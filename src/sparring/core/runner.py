@@ -27,6 +27,7 @@ from sparring.core.oracle import Oracle
 from sparring.core.outputs import Prediction
 from sparring.core.precision import scout
 from sparring.core.rng import KeyedRandom
+from sparring.core.slopes import leaky_gradients
 from sparring.core.space import Space
 from sparring.core.threat import Access, Goal, ThreatModel
 from sparring.core.victim import BaseVictim
@@ -101,6 +102,7 @@ class Run:
         self._view = view
         self._scout: Victim | None = None
         self._samples = terms.samples
+        self._slope = 0.0
         self._shortcut = view is not None and has_strided_convolutions(view.net)
         # without access to the victim neither early stop nor best-so-far may see its answers
         self._blind = terms.access is Access.NOTHING
@@ -223,6 +225,10 @@ class Run:
         if self._view is not None and isinstance(self.x, Tensor):
             self._scout = scout(self._view, self.x, precision, self._samples)
 
+    def soften(self, slope: float) -> None:
+        """Let `gradient` pass through ReLUs that are off, by this slope (see `sparring.core.slopes`); scores stay as they are."""
+        self._slope = slope
+
     def gradient(self, x: Tensor, loss: Loss, *, candidates: bool = True) -> Gradient:
         """The loss, its gradient and the scores at x, (m, ...); the same forward serves the success check.
 
@@ -238,7 +244,7 @@ class Run:
         total: Gradient | None = None
         for _ in range(draws):
             leaf = point.detach().requires_grad_(True)
-            with torch.enable_grad(), quick_input_gradients(self._shortcut):
+            with torch.enable_grad(), quick_input_gradients(self._shortcut), leaky_gradients(self._slope):
                 value, scores = view.objective(leaf, lambda s: loss(s, self.y, self.goal), self._noise())
                 total_loss = value.sum()
             self._count(forwards=1)
@@ -329,14 +335,14 @@ class Run:
         """
         if self.oracle is None:
             raise CapabilityError(f"this run has access to {self.access}; queries need access to labels or scores")
-        mine = torch.arange(len(self.rows), device=self.rows.device) if rows is None else rows
         owner = self.rows if rows is None else self.rows[rows]
         point = self._snap_at(x, rows)
-        answer, granted = self.oracle(point, owner, self._noise(mine))
+        answer, granted = self.oracle(point, owner, self._noise(rows))
         self.ledger.forwards.index_add_(0, owner, granted.long())
         goal, y = (self.goal, self.y) if rows is None else (self.goal.take(rows), self.y[rows])
-        reached = goal.achieved(answer, y, CLAIM_SLACK) & granted
-        self._record(point, reached, rows)
+        reached = goal.achieved(answer, y) & granted
+        if bool(reached.any()):  # most queries reach nothing, and a margin costs more than a look at the labels
+            self._record(point, reached & goal.achieved(answer, y, CLAIM_SLACK), rows)
         return answer, granted
 
     def found(self) -> Tensor:

@@ -27,7 +27,7 @@ from sparring.evaluation.header import read_header
 from sparring.evaluation.plan import Plan
 from sparring.evaluation.reading import Audit
 from sparring.evaluation.sources import load_data, load_victim
-from sparring.evaluation.specs import AttackSpec, Source
+from sparring.evaluation.specs import AttackSpec, Source, options_of
 from sparring.evaluation.store import Store
 from sparring.evaluation.threats import ThreatSpec
 
@@ -40,6 +40,7 @@ class AuditOptions(TypedDict, total=False):
         samples: audit only the first so many samples.
         seed: of all randomness.
         shard: samples per unit of work; what is finished is kept unit by unit.
+        load: options of `sparring.load`, where the victim is a name: mean, std, size, labels, ...
         curve: whether accuracy is measured against other eps as well (default True).
         surrogates: names of victims that the attacker owns, for `thorough`'s transfer attack.
         checks: whether the soundness checks run (default True).
@@ -51,6 +52,7 @@ class AuditOptions(TypedDict, total=False):
     samples: int
     seed: int
     shard: int
+    load: dict[str, Any]
     curve: bool
     surrogates: list[str]
     checks: bool
@@ -168,6 +170,7 @@ def _plan(threat: ThreatModel, preset: str, options: AuditOptions) -> Plan:
     plan = Plan(
         threat=ThreatSpec.of(threat),
         attacks=attacks,
+        victim=Source(None, options_of(options.get("load", {}))),
         data=Source(None, (("samples", options["samples"]),)) if "samples" in options else Source(),
         shard=options.get("shard", 256),
         seed=options.get("seed", 0),
@@ -186,12 +189,18 @@ def _plan(threat: ThreatModel, preset: str, options: AuditOptions) -> Plan:
 def _setting(plan: Plan, victim: Any, data: Any, threat: ThreatModel | None, batch_size: int | None) -> Setting:
     """The objects that a plan names, and the plan with their names and its attacks filled in."""
     default = victim is None and plan.victim.name is None and data is None and plan.data.name is None
-    victim_from = Source("digits") if default else Source(victim) if isinstance(victim, str) else plan.victim
+    victim_from = replace(plan.victim, name=victim) if isinstance(victim, str) else plan.victim
+    if default:
+        victim_from = Source("digits")
     if victim is None or isinstance(victim, str):
         if victim_from.name is None:
             raise InputError('data came without a victim; give a victim, a network or a name such as "digits"')
         model = load_victim(victim_from.name, **victim_from.keywords())
     else:
+        if plan.victim.options:
+            raise InputError(
+                f"load={plan.victim.keywords()} came with a victim that is loaded already; give its name, or sparring.load(...)"
+            )
         from sparring.victims import load
 
         model, victim_from = load(victim), Source()

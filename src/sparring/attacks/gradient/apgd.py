@@ -161,6 +161,8 @@ class APGD(Attack):
         loss: what to climb: "ce", "dlr", "margin", "probability_margin", "squared_error".
         rho: a sample halves its step where the loss rose in no more than this share of the steps.
         precision: what the gradients are computed in (see `PGD`).
+        relu_slope: the gradient that ReLUs pass where they are off; above 0 it is a surrogate's, which finds a way on networks
+            that are flat around an input (Guo, Li and Chen 2020, arXiv:2012.03528, take 1).
     """
 
     steps: int = 100
@@ -168,10 +170,12 @@ class APGD(Attack):
     loss: str = "ce"
     rho: float = 0.75
     precision: str = "auto"
+    relu_slope: float = 0.0
 
     def search(self, run: Run) -> None:
         """One climb, once per restart."""
         run.explore(self.precision)
+        run.soften(self.relu_slope)
         ascend(run, Climb(self.steps, get_loss(self.loss), self.rho))
 
 
