@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor, nn
 
 import sparring as sp
@@ -23,72 +27,122 @@ BUDGETS = (100, 1000, 5000)
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 SCORES = ("square", "simba", "bandits", "nes", "spsa", "genattack")
 LABELS = ("hopskipjump", "boundary", "sign-opt", "surfree", "geoda")
-SUBJECTS = (("mnist_adv", 0.3, 30), ("cifar10_adv_2px", 2 / 255, 30))
+# ART takes inputs one by one: it is given so many of them
+FEW = 10
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, the radius of the ball for attacks by scores, how many samples, and at how many queries to look."""
+
+    name: str
+    eps: float
+    n: int
+    budgets: tuple[int, ...] = BUDGETS
+
+    def load(self, zoo: Any) -> tuple[nn.Module, Tensor, Tensor]:
+        """The network and the first n samples that it reads right."""
+        net = zoo.load(self.name)
+        x, y = zoo.data(self.name.split("_")[0], 3 * self.n)
+        with torch.no_grad():
+            right = (net(x).argmax(1) == y).nonzero().squeeze(1)[: self.n]
+        return net, x[right], y[right]
+
+
+TINY = (Subject("mnist_adv", 0.3, 30), Subject("cifar10_adv_2px", 2 / 255, 30))
+LARGE = (
+    Subject("cifar10_resnet20", 1 / 255, 4),
+    Subject("imagenet_mobilenet_v1_025", 2 / 255, 4, BUDGETS[:2]),
+)
 
 
 class SpentError(Exception):
     """Raised inside a peer when its queries are spent."""
 
 
-@dataclass(eq=False)
-class Counting:
+class Counting(nn.Module):
     """A network that counts the queries of each sample, notes the nearest wrong answer, and stops at the last budget.
 
     Peers ask for whole batches: a call with k times n inputs is k queries of each of the n samples. What it notes is
     generous to a peer: the nearest adversarial input that it ever asked about, whether it returns it or not.
     """
 
-    net: nn.Module
-    x: Tensor
-    y: Tensor
-    norm: float
-    calls: float = 0.0
-    best: Tensor = field(init=False)
-    at: dict[int, Tensor] = field(init=False, default_factory=dict)
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, norm: float, budgets: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net, self.x, self.y, self.norm, self.budgets = net, x, y, norm, budgets
+        self.calls = 0.0
+        self.best = torch.full((len(x),), torch.inf)
+        self.at: dict[int, Tensor] = {}
 
-    def __post_init__(self) -> None:
-        self.best = torch.full((len(self.x),), torch.inf)
-
-    def __call__(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor) -> Tensor:
         """The scores."""
+        z = z.float()
         with torch.no_grad():
             scores: Tensor = self.net(z)
         self.calls += len(z) / len(self.x)
-        if len(z) == len(self.x):
+        if len(z) == len(self.x) or len(self.x) == 1:
             wrong = scores.argmax(1) != self.y
             size = torch.linalg.vector_norm((z - self.x).flatten(1), ord=self.norm, dim=1)
-            self.best = torch.where(wrong & (size < self.best), size, self.best)
-        for budget in BUDGETS:
+            near = size.masked_fill(~wrong, torch.inf).reshape(-1, len(self.x)).amin(0)
+            self.best = torch.minimum(self.best, near)
+        for budget in self.budgets:
             if self.calls <= budget:
                 self.at[budget] = self.best.clone()
-        if self.calls > BUDGETS[-1]:
+        if self.calls > self.budgets[-1]:
             raise SpentError
         return scores
 
+    def distances(self) -> list[Tensor]:
+        """The nearest wrong answers at each budget."""
+        return [self.at.get(budget, self.best) for budget in self.budgets]
+
 
 def by_scores(rounds: int) -> str:
-    """Robust accuracy in the Linf ball at each budget."""
+    """The share that stands in the Linf ball at each budget, on networks whose forwards cost next to nothing."""
+    return _scores(TINY)
+
+
+def by_scores_large(rounds: int) -> str:
+    """The same on networks of ordinary size."""
+    return _scores(LARGE)
+
+
+def _scores(subjects: tuple[Subject, ...]) -> str:
     zoo, rows = load_zoo(), []
-    for name, eps, n in SUBJECTS:
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
-        victim = sp.Victim(net, name=name)
+    for subject in subjects:
+        net, x, y = subject.load(zoo)
+        victim = sp.Victim(net, name=subject.name)
+        head = [subject.name, f"{subject.eps:.3g}"]
+        threat = sp.ThreatModel(sp.Linf(subject.eps), access="scores", queries=subject.budgets[-1])
+        victim.admit(x, y)  # the look at a new victim's traits belongs to none of the attacks
         for attack in SCORES:
             began = time.perf_counter()
-            threat = sp.ThreatModel(sp.Linf(eps), access="scores", queries=BUDGETS[-1])
             result = make_attack(attack)(victim, x, y, threat)
             took = time.perf_counter() - began
-            left = [
-                float((result.clean_correct & ~(result.succeeded & (result.queries <= b))).float().mean())
-                for b in BUDGETS
-            ]
+            left = _left(result, subject)
             bare = _floor(net, x, int(result.queries.sum()))
-            rows.append([name, f"{n}", attack, *(f"{share:.0%}" for share in left), f"{took / bare:.2f}"])
+            rows.append([*head, f"{len(x)}", attack, *_shares(left), f"{took / bare:.2f}"])
         if (torchattacks := peer("torchattacks")) is not None:
-            rows.append([name, f"{n}", "torchattacks Square", *_torchattacks(torchattacks, net, x, y, eps), ""])
-    return "Robust accuracy after so many queries, Linf; our attacks planned for 5,000\n\n" + table(
-        ["victim", "n", "attack", *(f"{b:,}" for b in BUDGETS), "time / bare forwards"], rows
+            left = _torchattacks(torchattacks, net, x, y, subject)
+            rows.append([*head, f"{len(x)}", "torchattacks Square", *_shares(left), ""])
+        if peer("art") is not None and subject in TINY:
+            rows.append([*head, f"{FEW}", "ART Square", *_shares(_art_square(net, x[:FEW], y[:FEW], subject)), ""])
+            left = _left(make_attack("square")(victim, x[:FEW], y[:FEW], threat), subject)
+            rows.append([*head, f"{FEW}", "square on those", *_shares(left), ""])
+    return (
+        "The share still read right after so many queries, of samples that are right at first, Linf; our attacks are "
+        "planned for the last number\n\n"
+        + table(["victim", "eps", "n", "attack", *(f"{b:,}" for b in BUDGETS), "time / bare forwards"], rows)
     )
+
+
+def _left(result: sp.AttackResult, subject: Subject) -> list[float]:
+    """The share that stands at each budget."""
+    return [1 - float((result.succeeded & (result.queries <= b)).float().mean()) for b in subject.budgets]
+
+
+def _shares(left: list[float]) -> list[str]:
+    return [f"{share:.0%}" for share in left] + [""] * (len(BUDGETS) - len(left))
 
 
 def _floor(net: nn.Module, x: Tensor, queries: int) -> float:
@@ -101,86 +155,167 @@ def _floor(net: nn.Module, x: Tensor, queries: int) -> float:
     return (time.perf_counter() - began) / 5 / len(x) * queries
 
 
-def _torchattacks(package: Any, net: nn.Module, x: Tensor, y: Tensor, eps: float) -> list[str]:
+def _torchattacks(package: Any, net: nn.Module, x: Tensor, y: Tensor, subject: Subject) -> list[float]:
     left = []
-    with torch.no_grad():
-        right = net(x).argmax(1) == y
-    for budget in BUDGETS:
+    for budget in subject.budgets:
         with seeded():
-            attack = package.Square(net, norm="Linf", eps=eps, n_queries=budget, n_restarts=1, loss="margin", seed=0)
+            attack = package.Square(net, norm="Linf", eps=subject.eps, n_queries=budget, loss="margin", seed=0)
             adversarial = attack(x, y)
         with torch.no_grad():
-            left.append(f"{float((right & (net(adversarial).argmax(1) == y)).float().mean()):.0%}")
+            left.append(float((net(adversarial).argmax(1) == y).float().mean()))
     return left
 
 
-def by_labels(rounds: int) -> str:
-    """Median L2 distance at each budget, and the curves as a picture."""
-    zoo, rows, curves = load_zoo(), [], {}
-    for name, _, n in SUBJECTS:
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
-        with torch.no_grad():
-            right = net(x).argmax(1) == y
-        x, y = x[right], y[right]
-        victim = sp.Victim(net, name=name)
-        for attack in LABELS:
-            medians, took, asked = [], 0.0, 0
-            for budget in BUDGETS:
-                began = time.perf_counter()
-                threat = sp.ThreatModel(sp.L2(), access="labels", queries=budget)
-                result = make_attack(attack)(victim, x, y, threat)
-                took, asked = time.perf_counter() - began, int(result.queries.sum())
-                medians.append(float(result.distance.masked_fill(~result.succeeded, torch.inf).median()))
-            rows.append(
-                [name, f"{len(x)}", attack, *(f"{m:.3g}" for m in medians), f"{took / _floor(net, x, asked):.2f}"]
-            )
-            curves.setdefault(name, {})[attack] = medians
-        if (foolbox := peer("foolbox")) is not None:
-            for told, make in (
-                ("foolbox HopSkipJump", lambda: foolbox.attacks.HopSkipJumpAttack(steps=200)),
-                ("foolbox Boundary", lambda: foolbox.attacks.BoundaryAttack(steps=25_000)),
-            ):
-                medians = _foolbox(foolbox, make, net, x, y)
-                rows.append([name, f"{len(x)}", told, *(f"{m:.3g}" for m in medians), ""])
-                curves[name][told] = medians
-    _draw(curves)
+@contextlib.contextmanager
+def room_for_art() -> Iterator[None]:
+    """Where ART runs: its GeoDA calls `np.mat`, which NumPy 2 has dropped, and leaves files in the working folder."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        mock.patch.object(np, "mat", np.asmatrix, create=True),
+    ):
+        yield
+
+
+def _art_square(net: nn.Module, x: Tensor, y: Tensor, subject: Subject) -> list[float]:
+    from art.attacks.evasion import SquareAttack
+
+    def make(classifier: Any) -> Any:
+        return SquareAttack(classifier, eps=subject.eps, max_iter=subject.budgets[-1], verbose=False)
+
+    return [float(torch.isinf(d).float().mean()) for d in _art(make, net, x, y, torch.inf, subject.budgets)]
+
+
+def _art(
+    make: Callable[[Any], Any], net: nn.Module, x: Tensor, y: Tensor, norm: float, budgets: tuple[int, ...]
+) -> list[Tensor]:
+    """The nearest wrong answers that an attack of ART has met at each budget, one sample after another."""
+    from art.estimators.classification import PyTorchClassifier
+
+    found = []
+    for i in range(len(x)):
+        counting = Counting(net, x[i : i + 1], y[i : i + 1], norm, budgets).eval()
+        classifier = PyTorchClassifier(
+            counting, nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, clip_values=(0.0, 1.0), device_type="cpu"
+        )
+        with warnings.catch_warnings(), seeded(), room_for_art(), contextlib.suppress(SpentError):
+            warnings.simplefilter("ignore")
+            make(classifier).generate(x[i : i + 1].numpy(), np.eye(10, dtype=np.float32)[y[i : i + 1].numpy()])
+        found.append(torch.stack(counting.distances()))
+    return list(torch.cat(found, dim=1))
+
+
+def published(rounds: int) -> str:
+    """Square's published setting on ImageNet: queries of the successes at Linf .05, and the share that falls."""
+    zoo, rows = load_zoo(), []
+    net = zoo.load("imagenet_mobilenet_v1_025")
+    x, y = zoo.data("imagenet")
+    with torch.no_grad():
+        right = net(x).argmax(1) == y
+    x, y = x[right], y[right]
+    victim = sp.Victim(net, name="imagenet_mobilenet_v1_025")
+    threat = sp.ThreatModel(sp.Linf(0.05), access="scores", queries=10_000)
+    for told, options in (("the paper's windows, p = .05", {"p_init": 0.05}), ("our default, p = .8", {})):
+        result = make_attack("square", **options)(victim, x, y, threat)
+        queries = result.queries[result.succeeded].float()
+        figures = [f"{result.succeeded.float().mean():.1%}", f"{queries.median():.0f}", f"{queries.mean():.0f}"]
+        rows.append([f"{told}: MobileNet .25", f"{len(x)}", *figures])
+    rows.append(["published, p = .05: ResNet-50", "1,000", "100.0%", "11", "73"])
     return (
-        "Median L2 distance after so many queries, over the samples that are right at first; each budget is a run of its own\n\n"
-        + table(["victim", "n", "attack", *(f"{b:,}" for b in BUDGETS), "time / bare forwards"], rows)
-        + "\n\n![Median distance against queries](pictures/queries.png)"
+        "Square, Linf .05, at most 10,000 queries: photos that are read right, the share that falls, and the queries of "
+        "those (Andriushchenko et al. 2020, table 2)\n\n" + table(["setting", "n", "success", "median", "mean"], rows)
     )
 
 
-def _foolbox(foolbox: Any, make: Callable[[], Any], net: nn.Module, x: Tensor, y: Tensor) -> list[float]:
-    counting = Counting(net, x, y, 2.0)
+def by_labels(rounds: int) -> str:
+    """Median L2 distance at each budget on the tiny networks."""
+    return _labels(TINY, "queries")
 
-    class Wrapped(nn.Module):
-        def forward(self, z: Tensor) -> Tensor:
-            return counting(z)
 
-    model = foolbox_model(foolbox, Wrapped().eval())
-    with warnings.catch_warnings(), seeded():
+def by_labels_large(rounds: int) -> str:
+    """The same on networks of ordinary size."""
+    return _labels(LARGE, "queries-large")
+
+
+def _labels(subjects: tuple[Subject, ...], picture: str) -> str:
+    zoo, rows, curves = load_zoo(), [], {}
+    for subject in subjects:
+        net, x, y = subject.load(zoo)
+        victim = sp.Victim(net, name=subject.name)
+        victim.admit(x, y)
+        lines: dict[str, list[Tensor]] = {}
+        times = {}
+        for attack in LABELS:
+            lines[attack] = []
+            for budget in subject.budgets:
+                began = time.perf_counter()
+                threat = sp.ThreatModel(sp.L2(), access="labels", queries=budget)
+                result = make_attack(attack)(victim, x, y, threat)
+                took = time.perf_counter() - began
+                lines[attack].append(result.distance.masked_fill(~result.succeeded, torch.inf))
+            times[attack] = f"{took / _floor(net, x, int(result.queries.sum())):.2f}"
+        if (foolbox := peer("foolbox")) is not None:
+            lines["foolbox HopSkipJump"] = _foolbox(
+                foolbox, foolbox.attacks.HopSkipJumpAttack(steps=200), net, x, y, subject
+            )
+            lines["foolbox Boundary"] = _foolbox(
+                foolbox, foolbox.attacks.BoundaryAttack(steps=25_000), net, x, y, subject
+            )
+        if peer("art") is not None and subject in TINY:
+            for told, ours, make in _art_by_labels():
+                lines[f"{told}, {FEW} samples"] = _art(make, net, x[:FEW], y[:FEW], 2.0, subject.budgets)
+                lines[f"{ours} on those"] = [d[:FEW] for d in lines[ours]]
+        for told, distances in lines.items():
+            medians = [f"{float(d.median()):.3g}" for d in distances] + [""] * (len(BUDGETS) - len(distances))
+            rows.append([subject.name, f"{len(distances[0])}", told, *medians, times.get(told, "")])
+        curves[subject.name] = {
+            told: [float(d.median()) for d in lines[told]] for told in lines if len(lines[told][0]) == len(x)
+        }
+    _draw(curves, picture)
+    return (
+        "Median L2 distance after so many queries, over samples that are right at first; each of our budgets is a run of "
+        "its own\n\n"
+        + table(["victim", "n", "attack", *(f"{b:,}" for b in BUDGETS), "time / bare forwards"], rows)
+        + f"\n\n![Median distance against queries](pictures/{picture}.png)"
+    )
+
+
+def _art_by_labels() -> list[tuple[str, str, Callable[[Any], Any]]]:
+    from art.attacks import evasion
+
+    return [
+        ("ART GeoDA", "geoda", lambda c: evasion.GeoDA(c, max_iter=5000, verbose=False)),
+        ("ART HopSkipJump", "hopskipjump", lambda c: evasion.HopSkipJump(c, max_iter=200, verbose=False)),
+    ]
+
+
+def _foolbox(foolbox: Any, attack: Any, net: nn.Module, x: Tensor, y: Tensor, subject: Subject) -> list[Tensor]:
+    counting = Counting(net, x, y, 2.0, subject.budgets).eval()
+    model = foolbox_model(foolbox, counting)
+    with warnings.catch_warnings(), seeded(), contextlib.suppress(SpentError):
         warnings.simplefilter("ignore")
-        with contextlib.suppress(SpentError):
-            make()(model, x, y, epsilons=None)
-    return [float(counting.at.get(budget, counting.best).median()) for budget in BUDGETS]
+        attack(model, x, y, epsilons=None)
+    return counting.distances()
 
 
-def _draw(curves: dict[str, dict[str, list[float]]]) -> None:
+def _draw(curves: dict[str, dict[str, list[float]]], picture: str) -> None:
     """A panel for each victim."""
     figure = Figure(figsize=(4.2 * len(curves), 3.6), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (name, lines) in zip(panels, curves.items(), strict=True):
-        for attack, medians in lines.items():
-            axes.plot(
-                BUDGETS, medians, "o--" if "foolbox" in attack else "o-", label=attack, linewidth=1.4, markersize=4
-            )
+        for told, medians in lines.items():
+            style = "o--" if "foolbox" in told else "o-"
+            axes.plot(BUDGETS[: len(medians)], medians, style, label=told, linewidth=1.4, markersize=4)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("queries")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("median L2 distance")
     panels[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(PICTURES / "queries.png", dpi=120)
+    figure.savefig(PICTURES / f"{picture}.png", dpi=120)

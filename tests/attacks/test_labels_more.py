@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sparring as sp
 import tiny
-from sparring.attacks import GeoDA, SurFree
+from sparring.attacks import Boundary, GeoDA, HopSkipJump, SurFree
 from sparring.attacks.labels.frequencies import Frequencies
 from sparring.core.errors import InputError, ThreatError
 
@@ -50,6 +50,23 @@ class TestFlatBoundaries:
         ratio = result.distance / exact
         assert (ratio >= 1 - 1e-4).all()
         assert ratio.median() < most
+
+    def test_a_walk_of_few_queries_has_hopped(self) -> None:
+        """A hundred queries hold a way to the boundary, a normal, a hop and the way back; half of them do not."""
+        victim, x, y, plane = flat(side=12)
+        exact = plane[:, -1].abs() / torch.linalg.vector_norm(plane[:, :-1], dim=1)
+        start, hopped = (
+            (HopSkipJump()(victim, x, y, sp.ThreatModel(sp.L2(), queries=q)).distance / exact).median()
+            for q in (35, 100)
+        )
+        assert float(hopped) < 0.75 * float(start)
+
+    def test_the_boundary_walk_nears_the_closed_form_with_thousands_of_queries(self) -> None:
+        victim, x, y, plane = flat(side=12)
+        exact = plane[:, -1].abs() / torch.linalg.vector_norm(plane[:, :-1], dim=1)
+        few, many = (Boundary()(victim, x, y, sp.ThreatModel(sp.L2(), queries=q)).distance / exact for q in (300, 1500))
+        assert (many >= 1 - 1e-4).all()
+        assert float(many.median()) < 1.2 < float(few.median())
 
     def test_in_l1_elements_are_filled_to_their_bounds_in_the_order_of_the_weights(self) -> None:
         w = torch.tensor([8.0, 4.0, 2.0] + [0.01] * 33)

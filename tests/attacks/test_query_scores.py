@@ -147,13 +147,18 @@ def test_a_recoloured_window_is_of_the_right_size_reaches_every_edge_and_never_c
     point, windows = Colours.start(run, (side, side))
     reached = torch.zeros(8, 8, dtype=torch.bool)
     for j in range(AHEAD):
-        changed = windows.propose(run, point, (side, side), j) != point
+        before = point.clone()
+        changed = windows.propose(run, point, (side, side), j) != before
         spots = changed.any(1)
         assert spots.flatten(1).any(1).all(), "a query was spent on no change"
         rows, columns = spots.any(2), spots.any(1)
         assert (rows.sum(1) <= side).all()
         assert (columns.sum(1) <= side).all()
         reached |= spots.any(0)
+        better = torch.arange(20) < j % 20
+        windows.settle(run, point, point, better)
+        assert torch.equal(point[~better], before[~better])
+        assert (point != before).flatten(1).any(1)[better].all()
     assert reached.all()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import sparring as sp
 from sparring.attacks import EvadeHC, Morphs
+from sparring.attacks.labels.evadehc import _fewer
 from sparring.attacks.labels.morphs import edits
 from sparring.core.errors import InputError, ThreatError
 from sparring.core.registry import attack_class
@@ -64,6 +66,27 @@ class TestALinearFilter:
         assert (result.distance >= fewest).all()
         assert (result.distance <= 6 * fewest).all()
         assert len(filter_.asked) == int(result.queries.sum()) + 2 * len(texts)  # the clean pass and the re-check
+
+    def test_shortening_finds_the_moves_that_are_needed(self) -> None:
+        needed, moves = {(0, 3), (0, 11), (0, 12)}, [(0, number) for number in range(20)]
+        search = _fewer(moves)
+        tried, asked = next(search), 0
+        with contextlib.suppress(StopIteration):
+            while True:
+                evades, asked = needed <= set(tried), asked + 1
+                moves = tried if evades else moves
+                tried = search.send(evades)
+        assert set(moves) == needed
+        assert asked <= 40
+
+    def test_shorter_evasions_are_nearer(self) -> None:
+        _, victim, texts, fewest = known()
+        space = Morphs(MorphWords([*GOOD, *["oak", "elm", "fir", "ash", "yew", "bay", "box", "fig"]]), has_contact)
+        runs = [[EvadeHC(shorten=s)(victim, texts, [SPAM] * 4, space, seed=k) for k in range(5)] for s in (True, False)]
+        short, long = (torch.stack([result.distance for result in part]) for part in runs)
+        assert (short <= long).all()
+        assert float(short.mean()) < 0.8 * float(long.mean())
+        assert (short.amin(0) <= fewest).all()
 
     @pytest.mark.parametrize("queries", [1, 9, 40])
     def test_budgets_are_exact(self, queries: int) -> None:

@@ -29,7 +29,8 @@ def corrupt(x: Tensor, name: str, severity: int, rng: KeyedRandom | int = 0) -> 
 
     Sides up to 64 take the settings of CIFAR-10-C, larger ones those of ImageNet-C; lengths in pixels are scaled by the
     shorter side over 32 or 224. `frost` generates its ice, for the photographs of the original are not shipped; motion,
-    zoom and fog are written anew from their descriptions. Results are not rounded to 8 bits.
+    zoom and fog are written anew from their descriptions. Results are not rounded to 8 bits; ImageNet-C's own pictures were
+    also saved as JPEG files of quality 85.
 
     Args:
         x: pictures in [0, 1], (n, c, h, w), grey or in colour.

@@ -8,22 +8,28 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.labels.parts import crosses, first_points, to_boundary
+from sparring.attacks.query.noise import Noise
+from sparring.attacks.query.parts import clamp_
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
 
+# Every so many proposals the sideways step is asked about on its own: what it alone does decides its size.
+APART = 5
+
 
 @dataclass
 class Walker:
-    """The current adversarial point, two relative step sizes, and running rates of success of each kind of step."""
+    """The current adversarial point, two relative step sizes, running rates of success of each kind, and directions."""
 
     x: Tensor
     sideways: Tensor
     towards: Tensor
     kept: Tensor
     gained: Tensor
+    noise: Noise
 
 
 @attack(
@@ -34,7 +40,7 @@ class Walker:
         access=Access.LABELS,
         spaces=("l2",),
         minimal=True,
-        cost="2 queries a step",
+        cost="1.2 queries a step",
         caveats="Needs thousands of steps where HopSkipJump needs hundreds of queries; a yardstick more than a tool. "
         "Targeted, it needs a start of the target's class.",
         floor={"l2": 0.45},
@@ -55,7 +61,7 @@ class Boundary(Attack):
     steps: int = 5000
     sideways: float = 0.01
     towards: float = 0.01
-    adaptation: float = 1.05
+    adaptation: float = 1.02
     tries: int = 100
 
     def search(self, run: Run) -> None:
@@ -64,38 +70,37 @@ class Boundary(Attack):
         run.give_up(~found)
         start = to_boundary(run, start, torch.full((len(start),), 1e-3, device=start.device), found)
         level = torch.ones(len(start), device=start.device)
-        s = run.begin(Walker(start, self.sideways * level, self.towards * level, 0.5 * level, 0.25 * level))
+        first = Walker(start, self.sideways * level, self.towards * level, 0.5 * level, 0.25 * level, Noise.of(run))
+        s = run.begin(first)
         for t in run.steps(self.steps):
-            side = self._sideways(run, s, t)
-            stays, granted = crosses(run, side)
-            near = run.space.without_limit().project(run.x, side + per_sample(s.towards, side) * (run.x - side))
-            rows = stays.nonzero().squeeze(1)
-            gains = torch.zeros_like(stays)
-            if len(rows):
-                gains[rows], _ = crosses(run, near[rows], rows)
-            s.x = torch.where(per_sample(gains, s.x), near, s.x)
-            self._adapt(s, stays, gains, granted)
+            side = self._sideways(run, s)
+            if t % APART == 0:
+                stays, granted = crosses(run, side)
+                s.kept = torch.where(granted, 0.8 * s.kept + 0.2 * stays, s.kept)
+                s.sideways = self._adapted(s.sideways, s.kept, 0.5, self.adaptation**APART)
+            near = torch.lerp(side, run.x, per_sample(s.towards, side))
+            gains, granted = crosses(run, near)
+            rows = gains.nonzero().squeeze(1)
+            s.x.index_copy_(0, rows, near[rows])
+            s.gained = torch.where(granted, 0.97 * s.gained + 0.03 * gains, s.gained)
+            s.towards = self._adapted(s.towards, s.gained, 0.25, self.adaptation)
 
     @staticmethod
-    def _sideways(run: Run, s: Walker, t: int) -> Tensor:
+    def _sideways(run: Run, s: Walker) -> Tensor:
         """A random step orthogonal to the way home, back on the sphere around the original."""
-        home = run.x - s.x
-        distance = per_sample(run.space.distance(home), home)
-        unit = home / distance.clamp(min=1e-12)
-        u = run.rng.normal(tuple(run.x.shape[1:]), ("side", t)).to(s.x.dtype)
-        u = u - per_sample((u * unit).flatten(1).sum(1), u) * unit
-        u = u / per_sample(run.space.distance(u), u).clamp(min=1e-12)
-        point = s.x + per_sample(s.sideways, u) * distance * u
-        away = point - run.x
-        away = away / per_sample(run.space.distance(away), away).clamp(min=1e-12) * distance
-        return run.space.without_limit().project(run.x, run.x + away)  # type: ignore[no-any-return]
+        away = (s.x - run.x).flatten(1)
+        u = s.noise.normal(s.x).flatten(1)
+        # the part of u across `away`, of length sideways * distance, needs two lengths and one product alone
+        distance = away.square().sum(1).sqrt().clamp(min=1e-12)
+        along = (u * away).sum(1) / distance
+        across = (u.square().sum(1) - along.square()).clamp(min=1e-24).sqrt()
+        turn = s.sideways * distance / across
+        back = (1 + s.sideways.square()).rsqrt()
+        away.mul_((back * (1 - turn * along / distance))[:, None]).add_(u.mul_((back * turn)[:, None]))
+        return clamp_(run, away.reshape(s.x.shape).add_(run.x))
 
-    def _adapt(self, s: Walker, stays: Tensor, gains: Tensor, granted: Tensor) -> None:
-        """Longer steps where they succeed often, shorter where they rarely do (half and a quarter are the aims)."""
-        s.kept = torch.where(granted, 0.97 * s.kept + 0.03 * stays, s.kept)
-        s.gained = torch.where(stays, 0.97 * s.gained + 0.03 * gains, s.gained)
-        f = self.adaptation
-        for name, rate, aim in (("sideways", s.kept, 0.5), ("towards", s.gained, 0.25)):
-            size = getattr(s, name)
-            size = torch.where(rate > aim * 1.2, size * f, torch.where(rate < aim * 0.8, size / f, size))
-            setattr(s, name, size.clamp(1e-6, 0.5))
+    @staticmethod
+    def _adapted(size: Tensor, rate: Tensor, aim: float, factor: float) -> Tensor:
+        """Longer steps where they succeed oftener than the aim, shorter where more rarely."""
+        size = torch.where(rate > aim * 1.2, size * factor, torch.where(rate < aim * 0.8, size / factor, size))
+        return size.clamp(1e-6, 0.5)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sparring.attacks.labels.frequencies import Frequencies, unit
 from sparring.attacks.labels.parts import HALVINGS, crosses, first_points, to_boundary
-from sparring.attacks.query.parts import budget, positive
+from sparring.attacks.query.noise import Noise
+from sparring.attacks.query.parts import budget, clamp_, positive
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
@@ -23,8 +24,8 @@ _TOLERANCE = 2.0**-12
 _LINE = 13
 # How far to turn from the last normal to a new one: all the way, or less where the boundary bends away from that.
 _TURNS = (1.0, 0.5, 0.25)
-# Draws held at once, in numbers for each sample.
-_NUMBERS = 2**18
+# Probes asked at once, in numbers for each sample.
+_NUMBERS = 2**16
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Flat:
         plain: their sum without signs, (m, k).
         signs: the sum of the signs, (m,).
         count: the number of probes answered, (m,).
+        noise: where the probes' directions come from.
     """
 
     x: Tensor
@@ -46,6 +48,7 @@ class Flat:
     plain: Tensor
     signs: Tensor
     count: Tensor
+    noise: Noise
 
 
 @attack(
@@ -110,32 +113,34 @@ class GeoDA(Attack):
         steps = max(1, round(math.log1p(total * (ratio - 1) / self.first) / math.log(ratio)))
         none = start.new_zeros(m, waves.size)
         heading = unit((start - run.x).flatten(1)).reshape(start.shape)
-        s = run.begin(Flat(start, heading, none, none.clone(), start.new_zeros(m), start.new_zeros(m)))
+        s = run.begin(Flat(start, heading, none, none.clone(), start.new_zeros(m), start.new_zeros(m), Noise.of(run)))
         for t in run.steps(steps):
             left = run.oracle.left(run.rows) - _LINE * (steps - t) if run.oracle is not None else run.rows
             share = (ratio - 1) / (ratio ** (steps - t) - 1)
-            self._probe(run, s, waves, (left * share).long().clamp(min=1), t)
+            self._probe(run, s, waves, (left * share).long().clamp(min=1))
             self._go(run, s, self._normal(s, waves))
 
-    def _probe(self, run: Run, s: Flat, waves: Frequencies, draws: Tensor, t: int) -> None:
+    def _probe(self, run: Run, s: Flat, waves: Frequencies, draws: Tensor) -> None:
         """Ask around each point, as often as `draws`, (m,), says, and add the answers to what is known there."""
-        shape = tuple(s.x.shape[1:])
-        delta = self.probe * torch.linalg.vector_norm((s.x - run.x).flatten(1), dim=1)
-        size = max(1, _NUMBERS // math.prod(shape))
-        for number in range(-(-int(draws.max()) // size)):
-            u = unit(run.rng.normal((size, waves.size), ("probe", t, number)).to(s.x.dtype))
-            asked = torch.arange(size, device=u.device) + number * size < draws[:, None]
+        m, size = len(draws), max(1, _NUMBERS // math.prod(s.x.shape[1:]))
+        z = s.x.flatten(1)[:, None]
+        length = (self.probe * torch.linalg.vector_norm((s.x - run.x).flatten(1), dim=1)).clamp(min=1e-12)
+        noise = s.noise.copy()
+        s.noise.skip(draws)
+        for begin in range(0, int(draws.max()), size):
+            waved = waves.vectors(unit(noise.normal(s.plain, size))).flatten(2)
+            points = clamp_(run, waved.mul_(length[:, None, None]).add_(z).reshape(m * size, *s.x.shape[1:]))
+            asked = torch.arange(size, device=z.device) + begin < draws[:, None]
             rows, which = asked.nonzero(as_tuple=True)
-            length = per_sample(delta[rows], s.x).clamp(min=1e-12)
-            points = s.x[rows] + length * waves.vectors(u[rows, which])
-            points = points if run.space.bounds is None else run.space.bounds.clamp(points)
-            moved = waves.coordinates((points - s.x[rows]) / length)  # the bounds may have cut it
-            hit, granted = crosses(run, points, rows)
-            told, phi = granted.to(u.dtype), torch.where(hit, 1.0, -1.0).to(u.dtype) * granted
-            s.signed.index_add_(0, rows, moved * phi[:, None])
-            s.plain.index_add_(0, rows, moved * told[:, None])
-            s.signs.index_add_(0, rows, phi)
-            s.count.index_add_(0, rows, told)
+            every = len(rows) == m * size
+            hit, granted = crosses(run, points if every else points[rows * size + which], rows)
+            told = z.new_zeros(m, size).index_put_((rows, which), granted.to(z.dtype))
+            phi = told.index_put((rows, which), torch.where(hit, 1.0, -1.0).to(z.dtype) * granted)
+            # sums first: their coordinates are the sums of the moves' coordinates, and the bounds may have cut a move
+            moved = torch.einsum("mkj,mjd->mkd", torch.stack([phi, told], 1), points.reshape(m, size, -1).sub_(z))
+            sums = waves.coordinates(moved.reshape(m, 2, *s.x.shape[1:])) / length[:, None, None]
+            s.signed, s.plain = s.signed + sums[:, 0], s.plain + sums[:, 1]
+            s.signs, s.count = s.signs + phi.sum(1), s.count + told.sum(1)
 
     @staticmethod
     def _normal(s: Flat, waves: Frequencies) -> Tensor:

@@ -9,18 +9,26 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.labels.parts import crosses, first_points, to_boundary
+from sparring.attacks.query.noise import Noise
+from sparring.attacks.query.parts import clamp_
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
 
+# One normal takes at most this share of a budget: with a hundred queries, a normal that takes them all leads nowhere.
+_SHARE = 0.25
+# Directions asked about at once, in numbers for each sample.
+_NUMBERS = 2**16
+
 
 @dataclass
 class Hop:
-    """The adversarial boundary point of each sample, (m, ...)."""
+    """The adversarial boundary point of each sample, (m, ...), and where its directions come from."""
 
     x: Tensor
+    noise: Noise
 
 
 @attack(
@@ -48,7 +56,7 @@ class HopSkipJump(Attack):
     Args:
         steps: hops.
         draws: directions for the first normal; the t-th takes ``draws * sqrt(t)``.
-        most_draws: and never more than so many.
+        most_draws: and never more than so many, nor than a quarter of the budget.
         tries: random points asked for a first adversarial one.
     """
 
@@ -61,15 +69,18 @@ class HopSkipJump(Attack):
         """Find a start, walk."""
         start, found = first_points(run, self.tries)
         run.give_up(~found)
-        s = run.begin(Hop(start))
+        s = run.begin(Hop(start, Noise.of(run)))
         d = math.prod(run.x.shape[1:])
         theta = d**-1.5 if run.space.name == "l2" else d**-2.0
+        granted = run.oracle.budget if run.oracle is not None else None
+        most = self.most_draws if granted is None else min(self.most_draws, max(1, int(granted * _SHARE)))
         for t in run.steps(self.steps):
             tolerance = torch.full((len(s.x),), max(theta, 2.0**-20), device=s.x.device)
             s.x = to_boundary(run, s.x, tolerance)
             distance = run.space.distance(s.x - run.x)
             delta = self._probe(run, distance, d, theta, t)
-            normal = self._normal(run, s.x, delta, min(self.most_draws, int(self.draws * math.sqrt(t + 1))), t)
+            draws = min(most, int(self.draws * math.sqrt(t + 1)))
+            normal = self._normal(run, s, delta, draws)
             s.x = self._hop(run, s.x, run.space.steepest(normal), distance / math.sqrt(t + 1))
 
     @staticmethod
@@ -80,31 +91,30 @@ class HopSkipJump(Attack):
             return torch.full_like(distance, 0.1) * span
         return (math.sqrt(d) if run.space.name == "l2" else d) * theta * distance
 
-    def _normal(self, run: Run, z: Tensor, delta: Tensor, draws: int, t: int) -> Tensor:
-        """The estimated normal, (m, ...); draws are made in chunks whose size depends on the input's size alone."""
-        shape = tuple(z.shape[1:])
-        chunk = max(1, 2**18 // max(1, math.prod(shape)))
-        weighted, plain = torch.zeros_like(z), torch.zeros_like(z)
-        total, count = torch.zeros_like(delta), torch.zeros_like(delta)
-        m = len(z)
-        for number, start in enumerate(range(0, draws, chunk)):
-            size = min(chunk, draws - start)
-            u = run.rng.normal((size, *shape), ("normal", t, number)).to(z.dtype)
-            u = u / u.flatten(2).norm(dim=2).clamp(min=1e-12).reshape(m, size, *[1] * len(shape))
-            points = (z[:, None] + per_sample(delta, u) * u).flatten(0, 1)
-            points = points if run.space.bounds is None else run.space.bounds.clamp(points)
-            moved = (points.reshape(u.shape) - z[:, None]) / per_sample(delta.clamp(min=1e-12), u)
-            rows = torch.arange(m, device=z.device).repeat_interleave(size)
-            hit, granted = crosses(run, points, rows)
-            phi = torch.where(hit, 1.0, -1.0) * granted
-            phi, told = phi.reshape(m, size), granted.reshape(m, size).to(z.dtype)
-            weighted += (moved * phi.reshape(m, size, *[1] * len(shape))).sum(1)
-            plain += (moved * told.reshape(m, size, *[1] * len(shape))).sum(1)
-            total, count = total + phi.sum(1), count + told.sum(1)
-        mean = total / count.clamp(min=1)
+    @staticmethod
+    def _normal(run: Run, s: Hop, delta: Tensor, draws: int) -> Tensor:
+        """The estimated normal, (m, ...).
+
+        Directions are taken in groups whose size depends on the input's size alone: sums are rounded alike in every batch.
+        """
+        m, size = len(s.x), max(1, _NUMBERS // math.prod(s.x.shape[1:]))
+        z, delta = s.x.flatten(1)[:, None], delta.clamp(min=1e-12)[:, None]
+        sums, counts = z.new_zeros(m, 2, z.shape[2]), z.new_zeros(m, 2)
+        for begin in range(0, draws, size):
+            j = min(size, draws - begin)
+            u = s.noise.normal(s.x, j).flatten(2)
+            length = delta / torch.linalg.vector_norm(u, dim=2).clamp(min=1e-12)
+            points = clamp_(run, u.mul_(length[..., None]).add_(z).reshape(m * j, *s.x.shape[1:]))
+            hit, granted = crosses(run, points, torch.arange(m, device=z.device).repeat_interleave(j))
+            told = granted.to(z.dtype)
+            weights = torch.stack([torch.where(hit, told, -told), told]).reshape(2, m, j).transpose(0, 1)
+            # the bounds may have cut the moves
+            sums += torch.einsum("mkj,mjd->mkd", weights, points.reshape(m, j, -1).sub_(z))
+            counts += weights.sum(2)
+        mean = counts[:, 0] / counts[:, 1].clamp(min=1)
         # where all draws agree the centred sum is zero, and the plain one still points away from the others
         level = torch.where(mean.abs() < 1, mean, torch.zeros_like(mean))
-        return weighted - per_sample(level, z) * plain
+        return ((sums[:, 0] - level[:, None] * sums[:, 1]) / delta).reshape(s.x.shape)
 
     @staticmethod
     def _hop(run: Run, z: Tensor, direction: Tensor, length: Tensor) -> Tensor:

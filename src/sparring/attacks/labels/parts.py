@@ -53,7 +53,7 @@ def first_points(run: Run, tries: int) -> tuple[Tensor, Tensor]:
         if order is not None and t < order.shape[1]:
             point = pool[order[rows, t]]
         else:
-            point = _anywhere(run, t)[rows]
+            point = _anywhere(run, rows, t)
         hit, granted = crosses(run, point, rows)
         won = rows[hit]
         x[won], found[won] = point[hit], True
@@ -62,14 +62,14 @@ def first_points(run: Run, tries: int) -> tuple[Tensor, Tensor]:
     return x, found
 
 
-def _anywhere(run: Run, t: int) -> Tensor:
+def _anywhere(run: Run, rows: Tensor, t: int) -> Tensor:
     if run.space.bounds is None:
         raise ThreatError(
             "a first adversarial point is drawn from the victim's bounds, which it does not declare; give "
             "Knowledge(starts=...) or Knowledge(data=...)"
         )
     lo, hi = run.space.bounds.lo, run.space.bounds.hi
-    draw = run.rng.uniform(tuple(run.x.shape[1:]), ("first point", run.restart, t)).to(run.x.dtype)
+    draw = run.rng.take(rows).uniform(tuple(run.x.shape[1:]), ("first point", run.restart, t)).to(run.x.dtype)
     return lo + (hi - lo) * draw  # type: ignore[no-any-return]
 
 
@@ -82,7 +82,7 @@ def between(run: Run, near: Tensor, far: Tensor, share: Tensor) -> Tensor:
     if run.space.name == "linf":
         reach = s * per_sample((far - near).flatten(1).abs().amax(1), near)
         return torch.minimum(torch.maximum(far, near - reach), near + reach)
-    return near + s * (far - near)
+    return torch.lerp(near, far, s)
 
 
 def to_boundary(run: Run, far: Tensor, tolerance: Tensor, active: Tensor | None = None) -> Tensor:

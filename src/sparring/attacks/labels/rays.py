@@ -90,6 +90,8 @@ class RayS(Attack):
             hi[rows[inside]] = middle[rows[inside]]
             lo[rows[~inside & told]] = middle[rows[~inside & told]]
             going[rows[~told]] = False
-        s.signs = torch.where(per_sample(hit, signs), signs, s.signs)
-        s.radius = torch.where(hit, hi, s.radius)
-        s.x = torch.where(per_sample(hit, s.x), at(hi), s.x)
+        rows = hit.nonzero().squeeze(1)
+        if len(rows):
+            s.signs = s.signs.index_copy(0, rows, signs[rows])
+            s.radius = torch.where(hit, hi, s.radius)
+            s.x = s.x.index_copy(0, rows, at(hi)[rows])

@@ -9,21 +9,27 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.labels.parts import HALVINGS, crosses, first_points
+from sparring.attacks.query.noise import Noise
+from sparring.attacks.query.parts import clamp_
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
 
+# Directions asked about at once, in numbers for each sample.
+_NUMBERS = 2**16
+
 
 @dataclass
 class Heading:
-    """The adversarial point, its unit direction, the boundary's distance along it, and the step size, per sample."""
+    """The adversarial point, its unit direction, the boundary's distance along it, the step size, and new directions."""
 
     x: Tensor
     direction: Tensor
     radius: Tensor
     rate: Tensor
+    noise: Noise
 
 
 @attack(
@@ -64,29 +70,30 @@ class SignOPT(Attack):
         run.give_up(~found)
         direction, radius = _polar(run, start)
         level = torch.full_like(radius, self.rate)
-        s = run.begin(Heading(start, direction, radius, level))
+        s = run.begin(Heading(start, direction, radius, level, Noise.of(run)))
         self._measure(run, s, s.direction, s.radius, torch.ones_like(found))
-        for t in run.steps(self.steps):
-            gradient = self._gradient(run, s, t)
-            self._descend(run, s, gradient)
+        for _ in run.steps(self.steps):
+            self._descend(run, s, self._gradient(run, s))
 
-    def _gradient(self, run: Run, s: Heading, t: int) -> Tensor:
+    def _gradient(self, run: Run, s: Heading) -> Tensor:
         """The mean of the directions, each with the sign of g's change along it, (m, ...)."""
-        shape, m = tuple(run.x.shape[1:]), len(s.x)
-        total = torch.zeros_like(s.x)
-        chunk = max(1, 2**18 // max(1, math.prod(shape)))
-        for number, begin in enumerate(range(0, self.draws, chunk)):
-            size = min(chunk, self.draws - begin)
-            u = run.rng.normal((size, *shape), ("sign", t, number)).to(s.x.dtype)
-            u = u / u.flatten(2).norm(dim=2).clamp(min=1e-12).reshape(m, size, *[1] * len(shape))
-            turned = s.direction[:, None] + self.smoothing * u
-            turned = turned / turned.flatten(2).norm(dim=2).reshape(m, size, *[1] * len(shape))
-            points = (run.x[:, None] + per_sample(s.radius, u) * turned).flatten(0, 1)
-            rows = torch.arange(m, device=s.x.device).repeat_interleave(size)
-            hit, granted = crosses(run, _boxed(run, points), rows)
+        m, size = len(s.x), max(1, _NUMBERS // math.prod(s.x.shape[1:]))
+        v, x = s.direction.flatten(1)[:, None], run.x.flatten(1)[:, None]
+        total = torch.zeros_like(v)
+        for begin in range(0, self.draws, size):
+            j = min(size, self.draws - begin)
+            u = s.noise.normal(s.x, j).flatten(2)
+            scale = 1 / torch.linalg.vector_norm(u, dim=2).clamp(min=1e-12)
+            step = self.smoothing * scale
+            # the point at distance g along v + step u, whose length follows from v u: |v| is one, and so is |u| * scale
+            along = (u @ v.mT).squeeze(2)
+            reach = s.radius[:, None] * (1 + 2 * step * along + self.smoothing**2).rsqrt()
+            points = (u * (reach * step)[..., None]).add_(v * reach[..., None]).add_(x)
+            rows = torch.arange(m, device=v.device).repeat_interleave(j)
+            hit, granted = crosses(run, clamp_(run, points.reshape(m * j, *s.x.shape[1:])), rows)
             sign = torch.where(hit, -1.0, 1.0) * granted  # still adversarial at g(v): the boundary came nearer
-            total += (u * sign.reshape(m, size, *[1] * len(shape))).sum(1)
-        return total / self.draws
+            total += (sign.reshape(m, j) * scale).to(u.dtype)[:, None] @ u
+        return total.reshape(s.x.shape) / self.draws
 
     def _descend(self, run: Run, s: Heading, gradient: Tensor) -> None:
         """One line search along -gradient: the step doubles while g falls, else halves until it does."""
@@ -97,7 +104,8 @@ class SignOPT(Attack):
         for _ in range(8):
             turned = _unit(s.direction - per_sample(size, s.x) * gradient)
             closer = self._closer(run, turned, best_radius, going)
-            best_direction = torch.where(per_sample(closer, s.x), turned, best_direction)
+            rows = closer.nonzero().squeeze(1)
+            best_direction = best_direction.index_copy(0, rows, turned[rows])
             radius = self._halve(run, turned, best_radius, closer)
             best_radius = torch.where(closer, radius, best_radius)
             s.rate = torch.where(closer, size, s.rate)
@@ -117,7 +125,7 @@ class SignOPT(Attack):
         rows = active.nonzero().squeeze(1)
         out = torch.zeros_like(active)
         if len(rows):
-            points = _boxed(run, run.x + per_sample(radius * 0.999, direction) * direction)
+            points = _at(run, direction, radius * 0.999)
             out[rows], _ = crosses(run, points[rows], rows)
         return out
 
@@ -133,7 +141,7 @@ class SignOPT(Attack):
             rows = (going & (lo == 0)).nonzero().squeeze(1)
             if len(rows):
                 near = share * radius
-                hit, told = crosses(run, _boxed(run, run.x + per_sample(near, direction) * direction)[rows], rows)
+                hit, told = crosses(run, _at(run, direction, near)[rows], rows)
                 hi[rows[hit]] = near[rows[hit]]
                 lo[rows[~hit & told]] = near[rows[~hit & told]]
         for _ in range(HALVINGS):
@@ -142,7 +150,7 @@ class SignOPT(Attack):
             if not len(rows):
                 break
             middle = (lo + hi) / 2
-            hit, told = crosses(run, _boxed(run, run.x + per_sample(middle, direction) * direction)[rows], rows)
+            hit, told = crosses(run, _at(run, direction, middle)[rows], rows)
             hi[rows[hit]] = middle[rows[hit]]
             lo[rows[~hit & told]] = middle[rows[~hit & told]]
             going[rows[~told]] = False
@@ -152,11 +160,12 @@ class SignOPT(Attack):
         """Take over a direction for the samples where it changed, with the boundary's distance along it."""
         radius = torch.where(changed, self._halve(run, direction, radius, changed), radius)
         s.direction, s.radius = direction, radius
-        s.x = torch.where(per_sample(changed, s.x), _boxed(run, run.x + per_sample(radius, direction) * direction), s.x)
+        s.x = torch.where(per_sample(changed, s.x), _at(run, direction, radius), s.x)
 
 
-def _boxed(run: Run, points: Tensor) -> Tensor:
-    return points if run.space.bounds is None else run.space.bounds.clamp(points)
+def _at(run: Run, direction: Tensor, radius: Tensor) -> Tensor:
+    """The points at these distances along the directions, (m, ...), inside the bounds."""
+    return clamp_(run, (direction * per_sample(radius, direction)).add_(run.x))
 
 
 def _unit(v: Tensor) -> Tensor:

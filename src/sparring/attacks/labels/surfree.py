@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sparring.attacks.labels.frequencies import Frequencies, unit
 from sparring.attacks.labels.parts import crosses, first_points, to_boundary
+from sparring.attacks.query.noise import Noise
+from sparring.attacks.query.parts import clamp_
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
@@ -25,12 +27,14 @@ class Circling:
     Attributes:
         x: the adversarial point, (m, ...).
         reach: the greatest angle that is tried, in radians, (m,).
-        past: the last directions by their coordinates, orthonormal, (m, memory, k).
+        past: the last directions by their coordinates, nearly orthonormal, (m, memory, k).
+        noise: where directions come from.
     """
 
     x: Tensor
     reach: Tensor
     past: Tensor
+    noise: Noise
 
 
 @attack(
@@ -92,33 +96,34 @@ class SurFree(Attack):
         waves = Frequencies.of(run.x, self.frequencies)
         m, memory = len(start), min(self.memory, waves.size // 2)
         reach = torch.full((m,), math.radians(self.angle), device=start.device)
-        s = run.begin(Circling(start, reach, start.new_zeros(m, memory, waves.size)))
+        s = run.begin(Circling(start, reach, start.new_zeros(m, memory, waves.size), Noise.of(run)))
         for t in run.steps(self.steps):
-            v = self._direction(run, s, waves, t)
+            v = self._direction(s, min(t, memory))
             s.x, turned = self._turn(run, s, waves.vectors(v))
             s.reach = (s.reach * torch.where(turned, 1 / self.adaptation, self.adaptation)).clamp(max=math.pi / 2)
             if memory:
                 s.past[:, t % memory] = v
 
     @staticmethod
-    def _direction(run: Run, s: Circling, waves: Frequencies, t: int) -> Tensor:
-        """The coordinates of a random unit vector orthogonal to the way from x and to the last directions, (m, k)."""
-        drawn = run.rng.integers((waves.size,), ("direction", t), 3).to(s.x.dtype) - 1
-        away = _apart(unit(waves.coordinates(s.x - run.x)), s.past)
-        drawn = _apart(drawn, s.past)
-        away = unit(away)
-        return unit(drawn - (drawn * away).sum(1, keepdim=True) * away)
+    def _direction(s: Circling, known: int) -> Tensor:
+        """The coordinates of a random unit vector orthogonal to the last directions, as far as known, (m, k)."""
+        drawn = (s.noise.uniform(s.past.new_empty(len(s.past), s.past.shape[2])) * 3).floor() - 1
+        if known:
+            past = s.past[:, :known]
+            drawn = drawn - ((past @ drawn[:, :, None]).mT @ past).squeeze(1)
+        return unit(drawn)
 
     def _turn(self, run: Run, s: Circling, v: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest adversarial point found on each circle, (m, ...), and which samples have moved, bool (m,)."""
         away = s.x - run.x
-        distance = torch.linalg.vector_norm(away.flatten(1), dim=1)
-        u = away / per_sample(distance.clamp(min=1e-12), away)
+        distance = away.square().flatten(1).sum(1).sqrt()
+        slope = (v * away).flatten(1).sum(1) / distance.clamp(min=1e-12)
+        rest = (1 - slope.square()).clamp(min=1e-12).sqrt()  # the length of the part of v that is orthogonal to u
 
         def at(angle: Tensor) -> Tensor:
-            c, d = per_sample(angle.cos(), u), per_sample(distance, u)
-            point = run.x + d * c * (c * u + per_sample(angle.sin(), u) * v)
-            return point if run.space.bounds is None else run.space.bounds.clamp(point)  # type: ignore[no-any-return]
+            c, turn = angle.cos(), angle.sin() / rest
+            point = away * per_sample(c * (c - turn * slope), away)
+            return clamp_(run, point.add_(v * per_sample(c * turn * distance, v)).add_(run.x))
 
         best = torch.zeros_like(distance)
         going = torch.ones_like(best, dtype=torch.bool)
@@ -142,9 +147,5 @@ class SurFree(Attack):
             beyond[rows[~hit & granted]] = middle[rows[~hit & granted]]
             going[rows[~granted]] = False
         moved = best != 0
-        return torch.where(per_sample(moved, s.x), at(best), s.x), moved
-
-
-def _apart(v: Tensor, past: Tensor) -> Tensor:
-    """v, (m, k), without its part in the span of the orthonormal rows `past`, (m, j, k)."""
-    return v - torch.einsum("mj,mjk->mk", torch.einsum("mk,mjk->mj", v, past), past)
+        rows = moved.nonzero().squeeze(1)
+        return s.x.index_copy(0, rows, at(best)[rows]), moved

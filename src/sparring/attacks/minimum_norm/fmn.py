@@ -16,6 +16,7 @@ from sparring.attacks.minimum_norm.parts import (
     dual,
     farthest,
     norm,
+    polish,
     reached,
     starts,
     unit,
@@ -28,6 +29,11 @@ from sparring.core.losses import get_loss
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Gradient, Run
 from sparring.core.threat import Access
+
+# The first step by p, as a factor and a power of the number of elements, times eps: in units of the half diagonal of the cube in
+# Linf, of the radius in L2, and in L1 of a length halfway between one changed element and all of them. Much longer steps only
+# jump about a small ball; in Linf, shorter ones hardly reach the corners of a large one.
+PACE = {1.0: (3.0, -0.25), 2.0: (2.0, 0.0), math.inf: (5.0, 0.5)}
 
 
 @dataclass
@@ -57,9 +63,9 @@ class Walk:
         access=Access.GRADIENTS,
         spaces=("l0", "l1", "l2", "linf"),
         minimal=True,
-        cost="steps x (forward + backward)",
-        caveats="The step size decides: Linf and L0 want 10 on low-resolution pictures. Victims with flat margins can be left "
-        "without any success, which counts as infinitely far.",
+        cost="steps x (forward + backward), and a few forwards",
+        caveats="Unlike the paper's, steps are in proportion to eps. Victims with flat margins can be left without any success, "
+        "which counts as infinitely far.",
         floor={"l0": 2.0, "l1": 0.8, "l2": 0.42, "linf": 0.1},
     )
 )
@@ -72,10 +78,12 @@ class FMN(Attack):
 
     Args:
         steps: gradient steps.
-        step_size: a, in units of the bounds' width; it anneals to a hundredth. None takes 1 in L1 and L2, 10 in L0 and Linf.
+        step_size: a, in units of the bounds' width; it anneals to a hundredth. None takes the paper's 10 in L0, and follows eps
+            elsewhere: five times the half diagonal of the cube in Linf, in L1 and L2 the paper's 1 or, where eps is small, less.
         gamma: c, by how much eps changes in a step.
         gamma_final: what c anneals to.
         loss: what to climb: "margin" in the paper.
+        polish: forwards at the end to move the success onto the boundary, along the line to the input; none in L0.
 
     Example:
         >>> import torch, sparring as sp
@@ -91,11 +99,11 @@ class FMN(Attack):
     gamma: float = 0.05
     gamma_final: float = 0.001
     loss: str = "margin"
+    polish: int = 4
 
     def search(self, run: Run) -> None:
         """Walk along the boundary while the radius shrinks."""
         loss, scale, p = get_loss(self.loss), width(run), run.space.p
-        step = (10.0 if p in (0.0, math.inf) else 1.0) if self.step_size is None else self.step_size
         x = starts(run)
         first = run.space.distance(x - run.x)
         eps = torch.where(first > 0, first, 1.0 if p == 0 else torch.inf)
@@ -108,8 +116,19 @@ class FMN(Attack):
             c = cosine(self.gamma, self.gamma_final, t, self.steps)
             s.eps = torch.minimum(next_radius(s, hit, length, g, c, p), s.most)
             direction = unit(g.grad, run, ("direction", run.restart, t))
-            delta = (s.x - run.x).add_(direction, alpha=scale * cosine(step, step / 100.0, t, self.steps))
-            s.x = project(run, s, delta)
+            step = self._first_step(run, s, scale) * cosine(1.0, 0.01, t, self.steps)
+            s.x = project(run, s, (s.x - run.x).addcmul_(direction, per_sample(step, direction)))
+        run.shrink()
+        polish(run, 0 if p == 0 else self.polish)
+
+    def _first_step(self, run: Run, s: Walk, scale: float) -> Tensor:
+        """The length of the step before it anneals, (m,)."""
+        p = run.space.p
+        if self.step_size is not None or p == 0:
+            return torch.full_like(s.eps, scale * (10.0 if self.step_size is None else self.step_size))
+        share, power = PACE[p]
+        typical = float(share * run.x[0].numel() ** power)
+        return s.eps.clamp(max=scale) * typical if math.isinf(p) else (s.eps * typical).clamp(max=scale)
 
 
 def next_radius(s: Walk, hit: Tensor, length: Tensor, g: Gradient, c: float, p: float) -> Tensor:

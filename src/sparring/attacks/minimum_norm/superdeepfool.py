@@ -11,6 +11,8 @@ from sparring.attacks.minimum_norm.fab import rivals_of
 from sparring.attacks.minimum_norm.parts import TINY, box, clamp, norm, reached, starts
 from sparring.attacks.minimum_norm.projections import plane_step
 from sparring.core.attack import Attack
+from sparring.core.balls import per_sample
+from sparring.core.losses import Loss
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
@@ -21,9 +23,17 @@ CONVERGED = 1e-3
 
 @dataclass
 class Walk:
-    """The current point, the least distance of a crossing, and how many crossings in a row were not nearer, (m,)."""
+    """What the walk keeps per sample.
+
+    Attributes:
+        x: the current point.
+        rival: the class whose boundary is approached, int64 (m,).
+        least: the least distance of a crossing, (m,).
+        stalled: how many crossings in a row were not nearer, (m,).
+    """
 
     x: Tensor
+    rival: Tensor
     least: Tensor
     stalled: Tensor
 
@@ -38,25 +48,26 @@ class Walk:
         spaces=("l2",),
         goals=("untargeted",),
         minimal=True,
-        cost="per step a forward and one backward per class considered; usually 15 to 40 steps",
-        caveats="It trusts the linearised boundary, as DeepFool does. Unlike the paper's, projections keep within the bounds and "
-        "repeat until they no longer help.",
+        cost="a forward and one backward per class considered, then usually 15 to 35 x (forward + backward)",
+        caveats="Unlike the paper's, projections keep within the bounds, go half the way, and repeat until they no longer help.",
         floor={"l2": 0.42},
         aliases=("sdf",),
     )
 )
 @dataclass(frozen=True, kw_only=True)
 class SuperDeepFool(Attack):
-    """SuperDeepFool: DeepFool's steps until x crosses; then x <- the nearest point to the input x0 on the tangent plane at x.
+    """SuperDeepFool: DeepFool's steps until x crosses; then towards the nearest point to the input x0 on the tangent plane at x.
 
     At the smallest change the change is parallel to the boundary's normal w: x0 + (<x - x0, w> - f(x)) w / |w|^2 with
-    f = s_k - s_y of the class k read at x, here inside the bounds. Where that point has not crossed, DeepFool goes on from it.
+    f = s_k - s_y of the class k read at x, here inside the bounds. Where the next point has not crossed, DeepFool goes on from
+    it. The nearest class is chosen once, among several linearised ones, and again at every crossing.
 
     Args:
         steps: at most so many linearisations.
         overshoot: DeepFool's steps are stretched by this share.
         beyond: planes are passed by this share of the distance to the input, so that a point on the boundary crosses it.
-        classes: only the true class and its classes - 1 highest-scoring rivals are linearised; None takes all classes.
+        turn: how much of the way to that nearest point is gone. The paper's 1 turns from side to side where the boundary is bent.
+        classes: the first step linearises the true class and its classes - 1 highest-scoring rivals; None takes all classes.
         patience: end after so many crossings in a row that are no nearer.
 
     Example:
@@ -71,50 +82,73 @@ class SuperDeepFool(Attack):
     steps: int = 100
     overshoot: float = 0.02
     beyond: float = 0.001
+    turn: float = 0.5
     classes: int | None = 10
-    patience: int = 3
+    patience: int = 2
 
     def search(self, run: Run) -> None:
         """Cross, project, repeat."""
         x = starts(run)
         zero = torch.zeros_like(x.flatten(1)[:, 0])
-        s = run.begin(Walk(x, zero + torch.inf, zero))
-        for _ in run.steps(self.steps):
-            scores, classes, slopes = run.jacobian(s.x, lambda scores: self._candidates(scores, run.y))
-            values = scores.gather(1, classes)
+        s = run.begin(Walk(x, torch.zeros_like(run.y), zero + torch.inf, zero))
+        for t in run.steps(self.steps):
+            value, normal, scores = self._nearest_plane(run, s) if t == 0 else approached(run, s)
             crossed, distance = reached(run, scores), run.space.distance(s.x - run.x)
+            s.rival = torch.where(crossed, scores.argmax(1), s.rival)
             nearer = crossed & (distance < (1.0 - CONVERGED) * s.least)
             s.stalled = torch.where(nearer, 0.0, s.stalled + crossed.to(distance.dtype))
             s.least = torch.where(crossed, torch.minimum(s.least, distance), s.least)
-            s.x = self._step(run, s.x, values[:, 1:] - values[:, :1], slopes[:, 1:] - slopes[:, :1], crossed)
+            s.x = self._step(run, s.x, value, normal, crossed)
             run.give_up(s.stalled >= self.patience)
         run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
 
-    def _step(self, run: Run, x: Tensor, values: Tensor, normals: Tensor, crossed: Tensor) -> Tensor:
-        """From the input onto the plane of the class read at x, where x has crossed; else from x onto the nearest plane.
+    def _nearest_plane(self, run: Run, s: Walk) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose the rival whose linearised boundary is nearest: its score above the true one's, the gradient, the scores."""
+        rivals = None if self.classes is None else self.classes - 1
+        scores, classes, slopes = run.jacobian(
+            s.x, lambda scores: torch.cat([run.y[:, None], rivals_of(scores, run.y, rivals)], dim=1)
+        )
+        values = scores.gather(1, classes)
+        values, normals = values[:, 1:] - values[:, :1], slopes[:, 1:] - slopes[:, :1]
+        size = norm(normals.flatten(0, 1), 2.0).reshape(values.shape)
+        # where the start has crossed already, the plane is that of the class read there, the highest
+        plane = torch.where(reached(run, scores), 0, (values.abs() / size.clamp(min=TINY)).argmin(1))
+        rows = torch.arange(len(plane), device=plane.device)
+        s.rival = classes[rows, plane + 1]
+        return values[rows, plane], normals[rows, plane], scores
+
+    def _step(self, run: Run, x: Tensor, value: Tensor, normal: Tensor, crossed: Tensor) -> Tensor:
+        """From x towards the point of the plane nearest to the input, where x has crossed; else from x onto the plane, (m, ...).
 
         Args:
             run: the samples in play.
             x: the current points, (m, ...).
-            values: each rival's score above the true one's, the highest first, (m, j).
-            normals: their gradients, (m, j, ...).
+            value: the rival's score above the true one's, (m,).
+            normal: its gradient, (m, ...).
             crossed: whether x has crossed, bool (m,).
         """
-        origin, flat, normals = run.x.flatten(1), x.flatten(1), normals.flatten(2)
-        size = normals.norm(dim=2)
-        plane = torch.where(crossed, 0, (values.abs() / size.clamp(min=TINY)).argmin(1))
-        rows = torch.arange(len(plane), device=plane.device)
-        value, w, slope = values[rows, plane], normals[rows, plane], size[rows, plane]
+        origin, flat, w = run.x.flatten(1), x.flatten(1), normal.flatten(1)
+        slope = norm(w, 2.0)
         missing = self.beyond * slope * norm(x - run.x, 2.0) - value
-        along = (w * (flat - origin)).sum(1)
         base = torch.where(crossed[:, None], origin, flat)
         # a point exactly on a plane still has to cross it
         least = torch.finfo(x.dtype).eps * slope
+        along = (w * (flat - origin)).sum(1)
         gap = torch.where(crossed, along + missing, torch.maximum((1.0 + self.overshoot) * missing, least))
-        return clamp(run, (base + plane_step(base, w, gap, *box(run), 2.0)).reshape(x.shape))
+        onto = (base + plane_step(base, w, gap, *box(run), 2.0)).reshape(x.shape)
+        return clamp(run, torch.where(per_sample(crossed, x), torch.lerp(x, onto, self.turn), onto))
 
-    def _candidates(self, scores: Tensor, y: Tensor) -> Tensor:
-        """The true class first, then its highest-scoring rivals, int64 (m, j)."""
-        return torch.cat([y[:, None], rivals_of(scores, y, None if self.classes is None else self.classes - 1)], dim=1)
+
+def approached(run: Run, s: Walk) -> tuple[Tensor, Tensor, Tensor]:
+    """The boundary ahead of each sample, or the one it has crossed: the score above the true one's, its gradient, the scores."""
+
+    def gap(scores: Tensor, y: Tensor) -> Tensor:
+        own = scores.gather(1, y[:, None])
+        top, read = scores.scatter(1, y[:, None], -torch.inf).max(1, keepdim=True)
+        rival = torch.where(top > own, read, s.rival[:, None])
+        return (scores.gather(1, rival) - own).squeeze(1)
+
+    g = run.gradient(s.x, Loss("approached", gap, lambda scores, y, target: gap(scores, y)))
+    return g.loss, g.grad, g.scores

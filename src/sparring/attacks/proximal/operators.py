@@ -12,7 +12,7 @@ from sparring.attacks.minimum_norm.projections import l1_threshold
 from sparring.core.balls import per_sample
 
 
-def proximal(v: Tensor, t: Tensor, p: float) -> Tensor:
+def proximal(v: Tensor, t: Tensor, p: float, guess: Tensor | None = None) -> Tensor:
     """The proximal operator of t |.|_p at v, for p in 1, 2, inf.
 
     L1 shrinks every element by t; L2 shrinks the length by t; Linf cuts the largest elements at one common level, so that what
@@ -21,6 +21,8 @@ def proximal(v: Tensor, t: Tensor, p: float) -> Tensor:
     Args:
         v: the points, (m, ...).
         t: weights, (m,).
+        p: 1, 2 or inf.
+        guess: where the common level of Linf may be, (m,), such as the last one's.
     """
     weight = per_sample(t, v)
     if p == 1:
@@ -30,6 +32,6 @@ def proximal(v: Tensor, t: Tensor, p: float) -> Tensor:
     if not math.isinf(p):
         raise ValueError(f"p is {p}; the proximal operators are those of 1, 2 and inf")
     size = v.abs().flatten(1)
-    level = l1_threshold(size, size, t, torch.zeros_like(t))
+    level = l1_threshold(size, size, t, torch.zeros_like(t) if guess is None else guess)
     level = torch.where(size.sum(1) <= t, 0.0, level)
     return v.sign() * torch.minimum(v.abs(), per_sample(level, v))

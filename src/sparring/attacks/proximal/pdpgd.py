@@ -115,12 +115,13 @@ class PDPGD(Attack):
         metric = root / per_sample(most, delta)
         weight = s.norm_weight / (1.0 - s.norm_weight) * rate / most
         z, going = delta, torch.ones_like(weight, dtype=torch.bool)
+        level = run.space.distance(s.x - run.x) / scale if math.isinf(p) else None
         for _ in range(INNER):
-            new = proximal(z - metric * (z - delta), weight, p)
+            new = proximal(z - metric * (z - delta), weight, p, level)
             new = torch.where(per_sample(going, z), (clamp(run, run.x + scale * new) - run.x) / scale, z)
             # the running length is zero when all is shrunk away, and then nothing changes any more
             going = going & (norm(new - z, 2.0) > CONVERGED * norm(new, 2.0))
-            z = new
+            z, level = new, norm(new, p) if math.isinf(p) else None
             if not bool(going.any()):
                 break
         return z

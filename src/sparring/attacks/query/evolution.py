@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparring.attacks.gradient.parts import start_at
+from sparring.attacks.query.noise import Noise
 from sparring.attacks.query.parts import (
     as_pictures,
     ask_several,
@@ -19,6 +19,7 @@ from sparring.attacks.query.parts import (
     lowest,
     positive,
     project_several,
+    spread,
 )
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
@@ -38,6 +39,7 @@ class Parent:
         bar: the loss that a child must exceed, (m,).
         step: the mutations' standard deviation, (m,).
         base: the picture that it changes, (m, ...).
+        noise: where mutations come from.
     """
 
     x: Tensor
@@ -45,6 +47,7 @@ class Parent:
     bar: Tensor
     step: Tensor
     base: Tensor
+    noise: Noise
 
 
 @attack(
@@ -93,31 +96,32 @@ class Evolution(Attack):
         count, loss = budget(run, self.queries), loss_for(run, self.loss)
         c, h, w = as_pictures(run.x).shape[1:]
         shape = (c, *(max(1, min(self.tiles, side // 2)) for side in (h, w)))
-        genes, base = run.rng.normal(shape, "first").to(run.x.dtype), start_at(run, random=False)
-        s = run.begin(Parent(base, genes, lowest(run.x), run.x.new_full((len(run.x),), self.step), base))
+        noise, base = Noise.of(run), start_at(run, random=False)
+        genes = noise.normal(run.x.new_empty(len(run.x), *shape))
+        s = run.begin(Parent(base, genes, lowest(run.x), run.x.new_full((len(run.x),), self.step), base, noise))
         for t in run.steps(1 + -(-max(0, count - 1) // self.children)):
             litter = s.genes[:, None]
             if t:
-                noise = run.rng.normal((self.children, *shape), ("mutation", t)).to(litter.dtype)
-                litter = litter + noise * per_sample(s.step, noise)
+                mutation = s.noise.normal(s.genes, self.children)
+                litter = litter + mutation * per_sample(s.step, mutation)
             pictures = _render(run, s.base, litter)
             value, scores = ask_several(run, pictures, loss)
             best, which = value.nan_to_num(nan=torch.finfo(s.bar.dtype).min).max(1)
             rose = best > s.bar
-            row = torch.arange(len(which), device=which.device)
-            s.genes = torch.where(per_sample(rose, s.genes), litter[row, which], s.genes)
-            s.x = torch.where(per_sample(rose, s.x), pictures[row, which], s.x)
-            s.bar = torch.where(rose, bar(best, scores[row, which]), s.bar)
+            rows = rose.nonzero().squeeze(1)
+            fittest = which[rows]
+            s.genes = s.genes.index_copy(0, rows, litter[rows, fittest])
+            s.x = s.x.index_copy(0, rows, pictures[rows, fittest])
+            s.bar = s.bar.index_copy(0, rows, bar(best[rows], scores[rows, fittest]).to(s.bar.dtype))
             if t:
                 s.step = s.step * torch.where(rose, math.exp(0.8 / self.damping), math.exp(-0.2 / self.damping))
 
 
 def _render(run: Run, base: Tensor, genes: Tensor) -> Tensor:
     """The pictures (m, j, ...) of changes (m, j, c, h', w')."""
-    size = as_pictures(run.x).shape[2:]
     tiles = genes.flatten(0, 1)
     tiles = tiles.tanh() if run.space.name == "linf" else tiles
-    change = F.interpolate(tiles, size=size, mode="nearest").reshape(*genes.shape[:2], *run.x.shape[1:])
+    change = spread(tiles, run.x).reshape(*genes.shape[:2], *run.x.shape[1:])
     if run.space.name == "l2":
         change = run.space.steepest(change.flatten(0, 1)).reshape(change.shape)
     return project_several(run, base[:, None] + change * per_sample(run.space.eps, change))

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.attacks.query.parts import as_pictures, ask_several, budget, clamp, positive
+from sparring.attacks.query.noise import Noise
+from sparring.attacks.query.parts import as_pictures, ask_several, budget, clamp_, positive
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
@@ -27,19 +28,23 @@ class Herd:
 
     Attributes:
         x: the elite as an input, (m, ...).
-        members: changes as shares of eps, (m, population, d), the elite first.
+        members: changes as shares of eps, (m, population, ...).
         fitness: (m, population).
+        elite: the number of the fittest, int64 (m,).
         best: the elite's fitness when it last rose, (m,).
         idle: generations since then, int64 (m,).
         plateaus: how often that reached the patience, int64 (m,).
+        noise: where parents, crossings and mutations come from.
     """
 
     x: Tensor
     members: Tensor
     fitness: Tensor
+    elite: Tensor
     best: Tensor
     idle: Tensor
     plateaus: Tensor
+    noise: Noise
 
 
 @attack(
@@ -88,48 +93,52 @@ class GenAttack(Attack):
         shape = self._shape(run)
         first = run.rng.uniform((size, *shape), "first", -1.0, 1.0).to(run.x.dtype)
         worst, none = run.x.new_full((m, size), torch.finfo(run.x.dtype).min), run.x.new_zeros(m).long()
-        s = run.begin(Herd(run.x.clone(), first, worst, worst[:, 0], none, none))
+        s = run.begin(Herd(run.x.clone(), first, worst, none, worst[:, 0], none, none, Noise.of(run)))
         for t in run.steps(1 + -(-max(0, count - size) // (size - 1))):
-            asked = s.members if t == 0 else self._breed(run, s, t)
+            asked = s.members if t == 0 else self._breed(s)
             value = ask_several(run, self._render(run, asked), loss).value.nan_to_num(nan=torch.finfo(run.x.dtype).min)
+            row = torch.arange(len(value), device=value.device)
             if t == 0:
-                s.members, s.fitness = asked, value
+                s.fitness = value
             else:  # the elite's own fitness is known: it costs no query
-                s.members = torch.cat([s.members[:, :1], asked], dim=1)
-                s.fitness = torch.cat([s.fitness[:, :1], value], dim=1)
-            order = s.fitness.argsort(dim=1, descending=True, stable=True)
-            s.members = s.members[torch.arange(len(order), device=order.device)[:, None], order]
-            s.fitness = s.fitness.gather(1, order)
+                s.members = torch.cat([s.members[row, s.elite][:, None], asked], dim=1)
+                s.fitness = torch.cat([s.fitness.gather(1, s.elite[:, None]), value], dim=1)
+            s.elite = s.fitness.argmax(1)
             self._judge(s)
-            s.x = self._render(run, s.members[:, :1])[:, 0]
+            s.x = self._render(run, s.members[row, s.elite][:, None])[:, 0]
 
     @staticmethod
     def _judge(s: Herd) -> None:
         """Count the generations without a better elite."""
-        rose = s.fitness[:, 0] > s.best
-        s.best = torch.where(rose, s.fitness[:, 0], s.best)
+        fittest = s.fitness.amax(1)
+        rose = fittest > s.best
+        s.best = torch.where(rose, fittest, s.best)
         s.idle = torch.where(rose, 0, s.idle + 1)
         over = s.idle >= PATIENCE
         s.plateaus, s.idle = s.plateaus + over.long(), torch.where(over, 0, s.idle)
 
-    def _breed(self, run: Run, s: Herd, t: int) -> Tensor:
+    def _breed(self, s: Herd) -> Tensor:
         """Children of the next generation, (m, population - 1, ...)."""
-        size, shape = s.members.shape[1], s.members.shape[2:]
+        size = s.members.shape[1]
         odds = s.fitness.softmax(1)
-        drawn = run.rng.uniform((2, size - 1), ("parents", t)).to(odds.dtype)
-        parents = torch.searchsorted(odds.cumsum(1), drawn.flatten(1).contiguous()).clamp(max=size - 1)
+        drawn = s.noise.uniform(odds.new_empty(len(odds), 2 * size - 2))
+        parents = torch.searchsorted(odds.cumsum(1), drawn).clamp(max=size - 1)
         chance = odds.gather(1, parents)
         mother, father = parents[:, : size - 1], parents[:, size - 1 :]
         share = chance[:, : size - 1] / (chance[:, : size - 1] + chance[:, size - 1 :]).clamp(min=1e-30)
-        row = torch.arange(len(parents), device=parents.device)[:, None]
-        wide = (slice(None), slice(None), *(None,) * len(shape))
-        draws = run.rng.uniform((size - 1, *shape), ("cross", t))
-        child = torch.where(draws < share[wide], s.members[row, mother], s.members[row, father])
-        rho = self._falling(s, self.mutation, 0.5, 0.1)
-        alpha = self._falling(s, self.reach, 0.4, 0.15)
-        mutates = run.rng.uniform((size - 1, *shape), ("mutate", t)) < per_sample(rho, child)
-        noise = run.rng.uniform((size - 1, *shape), ("noise", t), -1.0, 1.0).to(child.dtype) * per_sample(alpha, child)
-        return (child + torch.where(mutates, noise, 0.0)).clamp(-1.0, 1.0)
+        row = torch.arange(len(parents), device=parents.device)[:, None] * size
+        everyone = s.members.flatten(0, 1)
+        one, other = (
+            everyone.index_select(0, (row + p).flatten()).reshape(len(p), size - 1, *everyone.shape[1:])
+            for p in (mother, father)
+        )
+        draws = s.noise.uniform(s.members[:, 0], size - 1)
+        child = torch.lerp(other, one, draws.lt_(share.reshape(*share.shape, *(1,) * (draws.ndim - 2))))
+        rho = per_sample(self._falling(s, self.mutation, 0.5, 0.1), child)
+        alpha = per_sample(self._falling(s, self.reach, 0.4, 0.15), child)
+        # below rho a uniform draw is uniform there too: what is above -1 here mutates, and the others stay
+        mutation = s.noise.uniform(s.members[:, 0], size - 1).mul_(-2 / rho).add_(1.0)
+        return child.add_(F.threshold(mutation, -1.0, 0.0, inplace=True).mul_(alpha)).clamp_(-1.0, 1.0)
 
     @staticmethod
     def _falling(s: Herd, fixed: float | None, first: float, least: float) -> Tensor:
@@ -149,4 +158,4 @@ class GenAttack(Attack):
         if self.side is not None:
             flat = F.interpolate(flat, size=as_pictures(run.x).shape[2:], mode="bilinear", align_corners=False)
         change = flat.reshape(*members.shape[:2], *run.x.shape[1:])
-        return clamp(run, run.x[:, None] + change * per_sample(run.space.eps, change))
+        return clamp_(run, (change * per_sample(run.space.eps, change)).add_(run.x[:, None]))

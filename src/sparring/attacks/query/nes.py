@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.gradient.parts import start_at
+from sparring.attacks.query.noise import Noise
 from sparring.attacks.query.parts import budget, estimate, positive, span
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
@@ -30,6 +31,7 @@ class Climb:
         past: that of the last `plateau` steps, newest last, (m, plateau).
         seen: how many of those count, int64 (m,).
         step: the step as a share of eps, (m,).
+        noise: where directions come from.
     """
 
     x: Tensor
@@ -39,6 +41,7 @@ class Climb:
     past: Tensor
     seen: Tensor
     step: Tensor
+    noise: Noise
 
 
 @attack(
@@ -86,15 +89,16 @@ class NES(Attack):
             raise InputError(f"samples is {self.samples}; directions come in pairs, so an even number >= 2 is needed")
         count, loss = budget(run, self.queries), get_loss(self.loss)
         lo, hi = span(run)
-        shape, m = tuple(run.x.shape[1:]), len(run.x)
+        m = len(run.x)
         zero, none = torch.zeros_like(run.x), run.x.new_zeros(m)
         past = none[:, None].repeat(1, self.plateau)
-        s = run.begin(Climb(start_at(run, random=False), zero, zero, none, past, none.long(), none + self.step))
-        for t in run.steps(-(-count // self.samples)):
+        start, step = start_at(run, random=False), none + self.step
+        s = run.begin(Climb(start, zero, zero, none, past, none.long(), step, Noise.of(run)))
 
-            def draw(j: int, group: int, t: int = t) -> Tensor:
-                return run.rng.normal((j, *shape), ("direction", t, group))
+        def draw(j: int, group: int) -> Tensor:
+            return s.noise.normal(s.x, j)
 
+        for _ in run.steps(-(-count // self.samples)):
             if not estimate(run, s, loss, self.samples // 2, self.sigma * (hi - lo), draw):
                 return
             s.momentum = self.momentum * s.momentum + (1 - self.momentum) * s.grad

@@ -83,6 +83,16 @@ def as_pictures(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], -1, x.shape[-1])
 
 
+def spread(tiles: Tensor, like: Tensor) -> Tensor:
+    """Tiles (j, c, th, tw) over the elements of inputs shaped like `like`, (..., shape): each element from its tile."""
+    _, _, h, w = as_pictures(like).shape
+    down, across = (
+        torch.arange(side, device=tiles.device) * count // side
+        for side, count in zip((h, w), tiles.shape[2:], strict=True)
+    )
+    return tiles.index_select(3, across).index_select(2, down).reshape(-1, *like.shape[1:])
+
+
 def span(run: Run) -> tuple[Tensor, Tensor]:
     """The least and the greatest value of each element, each of one sample's shape.
 
@@ -98,10 +108,14 @@ def span(run: Run) -> tuple[Tensor, Tensor]:
     return bounds.lo.expand(run.x.shape[1:]), bounds.hi.expand(run.x.shape[1:])
 
 
-def clamp(run: Run, x: Tensor) -> Tensor:
-    """x inside the victim's bounds, where it has any."""
+def clamp_(run: Run, x: Tensor) -> Tensor:
+    """x, which is changed, inside the victim's bounds, where it has any."""
     bounds = run.space.bounds
-    return x if bounds is None else bounds.clamp(x)
+    if bounds is None:
+        return x
+    if bounds.lo.ndim == 0 and bounds.hi.ndim == 0:  # numbers clamp several times as fast as tensors of one
+        return x.clamp_(float(bounds.lo), float(bounds.hi))
+    return torch.clamp(x, bounds.lo, bounds.hi, out=x)
 
 
 def chunks(run: Run, count: int) -> Iterator[tuple[int, int]]:
@@ -135,8 +149,11 @@ def ask_several(run: Run, candidates: Tensor, loss: Loss) -> Answers:
 
 
 def project_several(run: Run, candidates: Tensor) -> Tensor:
-    """j candidates for each active sample, (m, j, ...), projected into its space."""
+    """j candidates for each active sample, (m, j, ...), which may be changed, projected into its space."""
     m, j = candidates.shape[:2]
+    if run.space.name == "linf":
+        low, high = run.space.box(run.x)
+        return torch.clamp(candidates, low[:, None], high[:, None], out=candidates)
     if j == 1:
         return run.space.project(run.x, candidates.squeeze(1))[:, None]  # type: ignore[no-any-return]
     rows = torch.arange(m, device=candidates.device).repeat_interleave(j)
@@ -180,7 +197,10 @@ def estimate(
         j = min(GROUP, pairs - lo)
         u = draw(j, group).to(s.x.dtype)
         here, step = s.x[:, None], radius * u
-        both = project_several(run, torch.cat([here + step, here - step], dim=1))
+        both = here.new_empty(len(u), 2 * j, *u.shape[2:])
+        torch.add(here, step, out=both[:, :j])
+        torch.sub(here, step, out=both[:, j:])
+        both = project_several(run, both)
         value = ask_several(run, both, loss).value.nan_to_num(nan=0.0)  # a sample's last ones may not be granted
         slope = (value[:, :j] - value[:, j:]) / (2 * pairs)
         s.grad = s.grad + torch.bmm(slope[:, None], u.flatten(2)).reshape(s.x.shape)

@@ -84,9 +84,12 @@ class SimBA(Attack):
         for t in run.steps(count):
             point = s.x.clone()
             if t:
-                q = length * self._direction(run, s.order.gather(1, s.at[:, None] % s.order.shape[1]).squeeze(1))
-                point = run.space.project(run.x, s.x + torch.where(per_sample(s.tried, q), -q, q))
-                idle = (point == s.x).flatten(1).all(1) & ~s.tried  # at the edge of the bounds: down at once
+                number = s.order.gather(1, s.at[:, None] % s.order.shape[1]).squeeze(1)
+                q = self._direction(run, number, torch.where(s.tried, -1.0, 1.0).to(s.x.dtype)) * length
+                point = run.space.project(run.x, s.x + q)
+                idle = (
+                    (point - s.x).flatten(1).abs().amax(1) == 0
+                ) & ~s.tried  # at the edge of the bounds: down at once
                 if bool(idle.any()):
                     point = torch.where(per_sample(idle, q), run.space.project(run.x, s.x - q), point)
                     s.tried = s.tried | idle
@@ -94,8 +97,9 @@ class SimBA(Attack):
             scores = scores_of(answer)
             value = loss(scores, run.y, run.goal)
             gain = value > s.bar
-            s.x = torch.where(per_sample(gain, point), point, s.x)
-            s.bar = torch.where(gain, bar(value, scores), s.bar)
+            rows = gain.nonzero().squeeze(1)
+            s.x.index_copy_(0, rows, point[rows])
+            s.bar.index_copy_(0, rows, bar(value[rows], scores[rows]).to(s.bar.dtype))  # some victims answer float64
             if t:
                 done = gain | s.tried
                 s.at, s.tried = s.at + done.long(), ~done
@@ -110,13 +114,13 @@ class SimBA(Attack):
         key = band.to(run.x.device).expand(c, h, w).reshape(-1) * 2**32 + run.rng.words(d, "order").long()
         return key.argsort(dim=1, stable=True)
 
-    def _direction(self, run: Run, number: Tensor) -> Tensor:
-        """The basis vectors of these numbers, of unit norm, (m, ...)."""
+    def _direction(self, run: Run, number: Tensor, sign: Tensor) -> Tensor:
+        """The basis vectors of these numbers, of unit norm and these signs, (m, ...)."""
         if self.basis == "pixel":
-            return torch.zeros_like(run.x).flatten(1).scatter_(1, number[:, None], 1.0).reshape(run.x.shape)
+            return torch.zeros_like(run.x).flatten(1).scatter_(1, number[:, None], sign[:, None]).reshape(run.x.shape)
         _, c, h, w = as_pictures(run.x).shape
         down = cosines(h).to(run.x)[number // w % h]
-        across = cosines(w).to(run.x)[number % w]
+        across = cosines(w).to(run.x)[number % w] * sign[:, None]
         wave = down[:, None, :, None] * across[:, None, None, :]
         channel = torch.arange(c, device=number.device) == (number // (h * w))[:, None]
         return (wave * channel[..., None, None]).reshape(run.x.shape)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.gradient.parts import start_at
+from sparring.attacks.query.noise import Noise
 from sparring.attacks.query.parts import budget, estimate, loss_for, positive, span
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
@@ -19,13 +20,14 @@ from sparring.core.threat import Access
 
 @dataclass
 class Climb:
-    """The point, the estimated gradient, Adam's two moments, all (m, ...), and the mean loss around the point, (m,)."""
+    """The point, the estimated gradient, Adam's two moments, all (m, ...), the mean loss nearby, (m,), and directions."""
 
     x: Tensor
     grad: Tensor
     first: Tensor
     second: Tensor
     near: Tensor
+    noise: Noise
 
 
 @attack(
@@ -67,14 +69,14 @@ class SPSA(Attack):
             raise InputError(f"samples is {self.samples}; at least one direction a step is needed")
         count, loss = budget(run, self.queries), loss_for(run, self.loss)
         lo, hi = span(run)
-        shape, zero = tuple(run.x.shape[1:]), torch.zeros_like(run.x)
-        s = run.begin(Climb(start_at(run, random=False), zero, zero, zero, run.x.new_zeros(len(run.x))))
+        zero = torch.zeros_like(run.x)
+        s = run.begin(Climb(start_at(run, random=False), zero, zero, zero, run.x.new_zeros(len(run.x)), Noise.of(run)))
         steps = -(-count // (2 * self.samples))
+
+        def draw(j: int, group: int) -> Tensor:
+            return s.noise.signs(s.x, j)
+
         for t in run.steps(steps):
-
-            def draw(j: int, group: int, t: int = t) -> Tensor:
-                return run.rng.signs((j, *shape), ("direction", t, group))
-
             if not estimate(run, s, loss, self.samples, self.delta * (hi - lo), draw):
                 return
             s.first = 0.9 * s.first + 0.1 * s.grad

@@ -81,18 +81,16 @@ class Square(Attack):
             if t - drawn == AHEAD or sides[t] != sides[drawn]:
                 drawn = t
                 s.windows.draw(run, sides[t], t)
-            point = s.windows.propose(run, s.x, sides[t], t - drawn) if t else s.x.clone()
+            point = s.windows.propose(run, s.x, sides[t], t - drawn) if t else s.x
             answer, _ = run.ask(point)
             scores = scores_of(answer)
             value = loss(scores, run.y, run.goal)
-            rows = (value > s.bar).nonzero().squeeze(1)
-            if len(rows):
-                kept = point[rows]
-                s.x.index_copy_(0, rows, kept)
-                s.bar.index_copy_(
-                    0, rows, bar(value[rows], scores[rows]).to(s.bar.dtype)
-                )  # some victims answer float64
-                s.windows.accept(run, rows, kept)
+            better = value > s.bar
+            if t:
+                s.windows.settle(run, s.x, point, better)
+            rows = better.nonzero().squeeze(1)
+            if len(rows):  # some victims answer float64
+                s.bar.index_copy_(0, rows, bar(value[rows], scores[rows]).to(s.bar.dtype))
 
     def share(self, t: int, count: int) -> float:
         """The share p of the picture that the window of step t of `count` covers."""

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sparring.attacks.query.parts import as_pictures, clamp
+from sparring.attacks.query.parts import as_pictures, clamp_
 from sparring.core.balls import per_sample
 from sparring.core.rng import KeyedRandom
 from sparring.core.runner import Run
@@ -27,11 +27,11 @@ class Windows(Protocol):
         ...
 
     def propose(self, run: Run, x: Tensor, sides: tuple[int, int], j: int) -> Tensor:
-        """The points x, (m, ...), with the j-th of the drawn windows changed."""
+        """The points x, (m, ...), with the j-th of the drawn windows changed; this may change x itself, until `settle`."""
         ...
 
-    def accept(self, run: Run, rows: Tensor, point: Tensor) -> None:
-        """The samples at `rows` have moved to `point`, (len(rows), ...)."""
+    def settle(self, run: Run, x: Tensor, point: Tensor, better: Tensor) -> None:
+        """Let x be the proposed points where `better`, bool (m,), and what it was elsewhere."""
         ...
 
 
@@ -64,12 +64,18 @@ class Colours:
         at: where the drawn windows begin in each channel of a flattened picture, int64 (m, AHEAD, c, 1).
         source: where the new values begin in `ends`, as `at`.
         other: where to take them from if those would change nothing, as `at`.
+        index: the elements of the window that is being asked about, int64 (m, size).
+        old: what stood there, and
+        new: what stands there now, (m, size).
     """
 
     ends: Tensor
     at: Tensor
     source: Tensor
     other: Tensor
+    index: Tensor
+    old: Tensor
+    new: Tensor
 
     @classmethod
     def start(cls, run: Run, sides: tuple[int, int]) -> tuple[Tensor, Colours]:
@@ -78,24 +84,32 @@ class Colours:
         low, high = run.space.box(run.x)
         stripes = run.rng.signs((c, 1, w), "start").expand(-1, c, h, w).reshape(run.x.shape)
         ends = torch.cat([low.flatten(1), high.flatten(1)], dim=1)
-        return torch.where(stripes > 0, high, low), cls(ends, *_colour_draws(run, sides, 1))
+        none = ends[:, :0]
+        first = torch.where(stripes > 0, high, low).contiguous()  # windows are painted into it
+        return first, cls(ends, *_colour_draws(run, sides, 1), none.long(), none, none)
 
     def draw(self, run: Run, sides: tuple[int, int], t: int) -> None:
         """See `Windows`."""
         self.at, self.source, self.other = _colour_draws(run, sides, t)
 
     def propose(self, run: Run, x: Tensor, sides: tuple[int, int], j: int) -> Tensor:
-        """A window at new ends, of which at least one channel's differs from what stands there."""
-        window = offsets(sides, x.shape[-1], x.device)
-        flat, index = x.flatten(1), (self.at[:, j] + window).flatten(1)
-        value = self.ends.gather(1, (self.source[:, j] + window).flatten(1))
-        idle = (value == flat.gather(1, index)).all(1, keepdim=True)
-        if bool(idle.any()):
-            value = torch.where(idle, self.ends.gather(1, (self.other[:, j] + window).flatten(1)), value)
-        return flat.scatter(1, index, value).reshape(x.shape)
+        """A window of x at new ends, of which at least one channel's differs from what stood there.
 
-    def accept(self, run: Run, rows: Tensor, point: Tensor) -> None:
-        """Nothing to remember."""
+        It is painted into x itself: late windows are a few elements, and a copy of a picture costs more than they do.
+        """
+        window = offsets(sides, x.shape[-1], x.device)
+        self.index = (self.at[:, j] + window).flatten(1)
+        self.old = x.flatten(1).gather(1, self.index)
+        self.new = self.ends.gather(1, (self.source[:, j] + window).flatten(1))
+        idle = (self.new == self.old).all(1, keepdim=True)
+        if bool(idle.any()):
+            self.new = torch.where(idle, self.ends.gather(1, (self.other[:, j] + window).flatten(1)), self.new)
+        x.view(len(x), -1).scatter_(1, self.index, self.new)
+        return x
+
+    def settle(self, run: Run, x: Tensor, point: Tensor, better: Tensor) -> None:
+        """See `Windows`."""
+        x.view(len(x), -1).scatter_(1, self.index, torch.where(better[:, None], self.new, self.old))
 
 
 def _colour_draws(run: Run, sides: tuple[int, int], t: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,12 +174,17 @@ class Bumps:
         if p == 2:
             size = self.size + (room.square() - freed).sum(1)
             scale = run.space.eps / size.clamp(min=1e-24).sqrt()
-            return clamp(run, torch.addcmul(run.x, delta.reshape(x.shape), per_sample(scale, x)))
-        return clamp(run, run.x + self._shrunk(run, delta.reshape(x.shape)))
+            return clamp_(run, delta.reshape(x.shape).mul_(per_sample(scale, x)).add_(run.x))
+        return clamp_(run, run.x + self._shrunk(run, delta.reshape(x.shape)))
 
-    def accept(self, run: Run, rows: Tensor, point: Tensor) -> None:
-        """Remember the change of the samples that moved."""
-        delta = (point - run.x[rows]).reshape(len(rows), *self.delta.shape[1:])
+    def settle(self, run: Run, x: Tensor, point: Tensor, better: Tensor) -> None:
+        """See `Windows`; the changes of the samples that move are remembered."""
+        rows = better.nonzero().squeeze(1)
+        if not len(rows):
+            return
+        moved = point[rows]
+        x.index_copy_(0, rows, moved)
+        delta = (moved - run.x[rows]).reshape(len(rows), *self.delta.shape[1:])
         self.delta[rows] = delta
         self.size[rows] = delta.abs().pow(int(run.space.p)).sum((1, 2))
 

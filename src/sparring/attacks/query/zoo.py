@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.attacks.query.parts import as_pictures, ask_several, budget, chunks, clamp, positive, span
+from sparring.attacks.query.parts import as_pictures, ask_several, budget, chunks, clamp_, positive, span
 from sparring.core.attack import Attack
 from sparring.core.errors import InputError
 from sparring.core.losses import get_loss
@@ -129,7 +129,7 @@ class ZOO(Attack):
     def _render(self, run: Run, z: Tensor) -> Tensor:
         """The points with the changes z, (m, j, d): (m, j, ...), inside the bounds."""
         moved = run.x[:, None] + self._spread(run, z.flatten(0, 1)).reshape(*z.shape[:2], *run.x.shape[1:])
-        return clamp(run, moved)
+        return clamp_(run, moved)
 
     def _pull(self, run: Run, z: Tensor) -> Tensor:
         """The gradient of |x' - x|^2, (m, d); it costs no query."""
