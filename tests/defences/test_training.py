@@ -491,8 +491,7 @@ def test_the_alarm_knows_a_network_that_only_fgsm_respects() -> None:
 
 
 def test_curves_become_a_picture(tmp_path: Path) -> None:
-    done = fit(sp.Victim(tiny.network()), blobs(100), "fast", sp.Linf(EPS), settings=QUICK)
-    done.save_curves(tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 5000
+    done = fit(sp.Victim(tiny.network()), blobs(100), "fast", sp.Linf(EPS), settings=QUICK, folder=tmp_path)
+    assert (tmp_path / "curves.png").stat().st_size > 5000, "beside the checkpoint"
     with pytest.raises(InputError, match="no epoch"):
         dataclasses.replace(done, history=()).save_curves(tmp_path / "none.png")

@@ -39,6 +39,13 @@ def train(
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 10,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
     lr: Annotated[float, typer.Option("--lr", help="The highest learning rate.")] = 5e-3,
+    devices: Annotated[
+        str,
+        typer.Option(
+            "--devices", help="Processes, one to a device: 2, cuda, cuda:2. More than 1 need the extra `train`."
+        ),
+    ] = "1",
+    precision: Annotated[str, typer.Option("--precision", help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
     folder: Annotated[
         Path | None, typer.Option("--run", help="Checkpoints and curves; a run in it is gone on with.")
     ] = None,
@@ -71,14 +78,15 @@ def train(
     x, y, _ = samples.take(torch.arange(len(samples)))
     if not isinstance(x, torch.Tensor):
         raise InputError(f"{data!r} holds no tensors; training takes tensors of inputs")
-    settings = Settings(epochs=epochs, batch_size=batch_size, lr=lr)
+    kind, count = _devices(devices)
+    settings = Settings(
+        epochs=epochs, batch_size=batch_size, lr=lr, accelerator=kind, devices=count, precision=precision
+    )
     with _told(not as_json):
         done = fit(victim, (x, y), chosen, space, attack=attack, settings=settings, folder=folder, seed=seed)
     net = done.victim.net
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: t.contiguous() for k, t in net.state_dict().items()}, out)  # type: ignore[attr-defined]
-    if folder is not None:
-        done.save_curves(folder / "curves.png")
     rows = [dataclasses.asdict(row) for row in done.history]
     if as_json:
         print_json({"weights": str(out), "method": method, "chosen": done.chosen, "epochs": rows})
@@ -95,6 +103,16 @@ def train(
         )
     if builder := BUILDERS.get(model) or (f"{model.split('@', 1)[1]}" if "@" in model else None):
         say(f"To use them: --model {out}@{builder}")
+
+
+def _devices(text: str) -> tuple[str | None, int]:
+    """The kind of device, None for the network's own, and how many: "2", "cuda", "cuda:2"."""
+    from sparring.defences.training.settings import ACCELERATORS
+
+    kind, _, count = ("", "", text) if text.isdigit() else text.partition(":")
+    if kind not in ("", *ACCELERATORS) or not (count or "1").isdigit():
+        raise InputError(f"--devices is {text!r}; a number, a kind of device, or both is needed: 2, cuda, cuda:2")
+    return kind or None, int(count or 1)
 
 
 @contextlib.contextmanager

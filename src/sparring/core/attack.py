@@ -133,7 +133,8 @@ class Attack:
             # no samples named: a network in training is crafted against in its own precision unless the attack insists
             terms = Terms(access, self.card.minimal, early_stop=False, batch_size=max(1, len(index)))
             view = self._view(victim, part, access)
-            run = Run(victim, view, x[index], y[index], part, KeyedRandom(seed, content_ids(x[index])), terms)
+            tried = x[index]
+            run = Run(victim, view, tried, y[index], part, KeyedRandom(seed, content_ids(tried)), terms)
             self._search(run)
         put(crafted, index, run.last)
         return crafted

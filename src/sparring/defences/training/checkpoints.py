@@ -30,7 +30,7 @@ class Checkpoint:
         told: plain data: the epochs so far, the running loss, the best score.
         net, best: weights and buffers now, and those of the best epoch (empty where there is none).
         optimiser: the optimiser's tensors, named "parameter number.name".
-        carried: the perturbation that a method carries between batches, or None.
+        carried: the perturbation that a method carries between batches, by the rank of the process that does.
     """
 
     step: int
@@ -39,15 +39,13 @@ class Checkpoint:
     net: dict[str, Tensor]
     best: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Tensor] = field(default_factory=dict)
-    carried: Tensor | None = None
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the file beside the old one, to the disk, and put it in its place: a kill leaves one of the two."""
         folder.mkdir(parents=True, exist_ok=True)
-        groups = {"net": self.net, "best": self.best, "optimiser": self.optimiser}
+        groups = {"net": self.net, "best": self.best, "optimiser": self.optimiser, "carried": self.carried}
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
-        if self.carried is not None:
-            tensors["carried"] = self.carried
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         target, fresh = folder / NAME, folder / f"{NAME}.new"
         meta = {"step": str(self.step), "plan": self.plan, "told": json.dumps(self.told)}
@@ -88,10 +86,7 @@ class Checkpoint:
             )
         for name, tensor in tensors.items():
             group, _, key = name.partition("/")
-            if name == "carried":
-                found.carried = tensor
-            else:
-                getattr(found, group)[key] = tensor
+            getattr(found, group)[key] = tensor
         return found
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,6 +50,8 @@ class Crafter:
         threat: the first threat model.
         step: the number of the optimiser step; all randomness is keyed by it.
         carried: a perturbation that a method keeps from batch to batch, stored in checkpoints, or None.
+        pooled: from means over the inputs of this process to those over the whole batch, for methods that look at gradients
+            of the weights.
     """
 
     def __init__(self, victim: Victim, mixture: Mixture | None, seed: int) -> None:
@@ -57,6 +60,7 @@ class Crafter:
         self.duels = [(make_attack(attack), ThreatModel.resolve(threat, None)) for attack, threat in duels]
         self.pick, self.seed, self.step = "turns" if mixture is None else mixture.pick, seed, 0
         self.carried: Tensor | None = None
+        self.pooled: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda parts: parts
         # gradients through what has none are no help; answers are the victim's own either way
         self._view = victim.attack_view() if victim.stages else victim
 
@@ -93,13 +97,26 @@ class Crafter:
 
     def scores(self, x: Tensor) -> Tensor:
         """The scores (n, k) that an attacker sees: eval mode, no gradient."""
-        with self.victim.at_rest(), torch.no_grad():
+        with exactly(x.device), self.victim.at_rest(), torch.no_grad():
             return self.victim.scores(x)
 
     def _craft(self, attack: Attack, threat: ThreatModel, x: Tensor, y: Tensor, loss: Loss | None) -> Tensor:
         if loss is not None:
             attack = climbing(attack, loss)
-        return attack.craft(self._view, x, y, threat, seed=self.seed * 1_000_003 + self.step)
+        with exactly(x.device):
+            return attack.craft(self._view, x, y, threat, seed=self.seed * 1_000_003 + self.step)
+
+
+@contextlib.contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """The network's own precision, inside a loss that is computed under autocast."""
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
+    # a weight that was cast without gradients must not serve the loss
+    torch.clear_autocast_cache()
 
 
 def climbing(attack: Attack, loss: Loss) -> Attack:

@@ -6,6 +6,9 @@ import copy
 import dataclasses
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,9 @@ from sparring.core.space import Space
 from sparring.core.threat import ThreatModel
 from sparring.defences.training.checkpoints import Checkpoint, optimiser_tensors, restore_optimiser
 from sparring.defences.training.crafting import Crafter, Mixture
+from sparring.defences.training.machines import Batch, Machine, machine
 from sparring.defences.training.method import Method
-from sparring.defences.training.overfitting import probe
+from sparring.defences.training.overfitting import Probe, probe
 from sparring.defences.training.schedules import rate
 from sparring.defences.training.settings import Settings
 from sparring.defences.training.telling import Epoch, EpochFinished, Training, TrainingProgress
@@ -48,6 +52,19 @@ class Network(nn.Module):
         return self._victim.scores(x)
 
 
+class Loss(nn.Module):
+    """A method's loss of one batch as one module, whose parameters are those of the network in training."""
+
+    def __init__(self, method: Method, model: Network, crafter: Crafter) -> None:
+        super().__init__()
+        self.model = model
+        self._method, self._crafter = method, crafter
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        return self._method(self.model, batch.x, batch.y, self._crafter)
+
+
 def fit(
     victim: Victim,
     data: tuple[Tensor, Tensor],
@@ -66,6 +83,10 @@ def fit(
     the same weights as one that was not (on the CPU, at one number of threads). The probe after each epoch measures PGD
     accuracy on held-out samples; methods that craft keep its best epoch, the others the last.
 
+    Another device, mixed precision or several processes, as the settings may ask, run on Lightning Fabric (the extra
+    `train`). Several processes share each batch, and the result is that of one process up to rounding, batch normalisation
+    and dropout apart.
+
     Args:
         victim: the network to begin with, and its input domain; it stays as it is.
         data: inputs in raw units (n, ...) and labels (n,); 8-bit pictures may stay uint8 and become k/255.
@@ -74,11 +95,12 @@ def fit(
         attack: what crafts, in place of the method's own; or a `Mixture`.
         settings: how to train.
         validation: held-out inputs and labels for the probe; None keeps `settings.held_out` samples back.
-        folder: where checkpoints go; a checkpoint in it is gone on with.
+        folder: where checkpoints go and, at the end, the curves as `curves.png`; a checkpoint in it is gone on with.
         seed: of all randomness.
 
     Raises:
-        InputError, ThreatError: data or a threat that do not fit the method.
+        InputError, ThreatError: data or a threat that do not fit the method; devices that are not there.
+        MissingDependencyError: settings that need Lightning Fabric, without it.
         VictimError: a network that cannot be trained.
     """
     settings = settings or Settings()
@@ -93,69 +115,87 @@ def fit(
     folder = None if folder is None else Path(folder)
 
     def train(what: Method, where: Path | None) -> Training:
-        return _Loop(victim, data, held, what, threat, mixture, settings, where, seed).run()
+        job = _Job(victim, data, held, what, threat, mixture, settings, where, seed)
+        with machine(settings, victim.device, partial(_train, job)) as here:
+            return _train(job, here)
 
     return train(chosen.prepared(lambda first: train(first, folder and folder / "first").victim), folder)
 
 
-class _Loop:
-    """One training in progress."""
+@dataclass(frozen=True)
+class _Job:
+    """A training as each of its processes gets it."""
 
-    def __init__(
-        self,
-        victim: Victim,
-        data: tuple[Tensor, Tensor],
-        held: tuple[Tensor, Tensor],
-        method: Method,
-        threat: ThreatModel | None,
-        mixture: Mixture | None,
-        settings: Settings,
-        folder: Path | None,
-        seed: int,
-    ) -> None:
+    victim: Victim
+    data: tuple[Tensor, Tensor]
+    held: tuple[Tensor, Tensor]
+    method: Method
+    threat: ThreatModel | None
+    mixture: Mixture | None
+    settings: Settings
+    folder: Path | None
+    seed: int
+
+
+def _train(job: _Job, machine: Machine) -> Training:
+    return _Loop(job, machine).run()
+
+
+class _Loop:
+    """One training in progress, as one of its processes sees it."""
+
+    def __init__(self, job: _Job, machine: Machine) -> None:
+        victim, settings, method = job.victim, job.settings, job.method
         self.victim = copy.copy(victim)
         self.victim.net = copy.deepcopy(victim.net)
         self.model = Network(self.victim)
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
-        self.x, self.y = method.data(*data, victim.bounds)
-        self.held, self.method, self.threat = held, method, threat
-        self.settings, self.seed, self.folder = settings, seed, folder
-        self.crafter = Crafter(self.victim, mixture, seed)
+        self.x, self.y = method.data(*job.data, victim.bounds)
+        self.held, self.method, self.threat = job.held, method, job.threat
+        self.settings, self.seed, self.folder = settings, job.seed, job.folder
+        self.crafter = Crafter(self.victim, job.mixture, job.seed)
         self.optimiser = _optimiser(self.model, settings)
+        self.home, self.machine = victim.device, machine
+        self.crafter.pooled = machine.mean
+        machine.take(Loss(method, self.model, self.crafter), self.optimiser)
         batches = math.ceil(len(self.x) / settings.batch_size)
         self.per_epoch = batches * method.replays
         self.total = self.per_epoch * settings.epochs
-        self.step, self.loss_sum, self.seconds = 0, 0.0, 0.0
+        self.step, self.loss_sum, self.seconds, self.saved = 0, 0.0, 0.0, 0.0
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch, self.best_score = 0, -1.0
         self.order: tuple[int, Tensor] | None = None
-        self.plan = "" if folder is None else self._plan(victim)
+        self.plan = "" if job.folder is None else self._plan(victim)
 
     def run(self) -> Training:
         """Every step that is left."""
         self._resume()
         self.model.train()
         devices = [self.victim.device] if self.victim.device.type == "cuda" else []
-        saved = self._since = time.perf_counter()
+        self.saved = self._since = time.perf_counter()
         with torch.random.fork_rng(devices=devices):
             while self.step < self.total and not self._stale():
-                self._one_step()
+                late = self._one_step()
                 if self.step % self.per_epoch == 0:
                     self._close_epoch()
-                elif time.perf_counter() - saved < SAVE_EVERY:
+                elif not late:
                     continue
-                saved = time.perf_counter()
+                self.saved = time.perf_counter()
                 self._save()
         if self.best:
             self.model.load_state_dict(self.best)
+        self.model.to(self.home)
         net = self.victim.net
         if isinstance(net, nn.Module):
             net.zero_grad(set_to_none=True)
             net.eval()
         chosen = self.best_epoch if self.best else len(self.history)
-        return Training(self.victim, tuple(self.history), chosen, self.method.card.name)
+        done = Training(self.victim, tuple(self.history), chosen, self.method.card.name)
+        if self.folder is not None and not self.machine.rank:
+            done.save_curves(self.folder / "curves.png")
+        return done
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """The inputs and labels of the current step, on the device, in raw units."""
@@ -164,31 +204,32 @@ class _Loop:
             source = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self.order = (epoch, torch.randperm(len(self.x), generator=source))
         first = within // self.method.replays * self.settings.batch_size
-        rows = self.order[1][first : first + self.settings.batch_size]
+        rows = self.machine.part(self.order[1][first : first + self.settings.batch_size])
         return _units(self.x[rows]).to(self.victim.device), self.y[rows].to(self.victim.device)
 
-    def _one_step(self) -> None:
+    def _one_step(self) -> bool:
+        """One step of the optimiser; whether a checkpoint is due after it."""
         x, y = self._batch()
         lr = rate(self.settings.schedule, self.settings.lr, self.step, self.total)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        _reseed(self.victim.device, self.seed * 1_000_003 + self.step)
+        _reseed(self.victim.device, self.seed * 1_000_003 + self.step + (self.machine.rank << 40))
         self.crafter.step = self.step
-        loss = self.method(self.model, x, y, self.crafter)
-        value = float(loss.detach())
+        loss = self.machine.loss(x, y)
+        due = time.perf_counter() - self.saved >= SAVE_EVERY
+        value, due = self.machine.agree(float(loss.detach()), due)
         if not math.isfinite(value):
             raise VictimError(
                 f"the training loss became {value} at step {self.step + 1}; a lower lr than {self.settings.lr:g} is "
                 "needed, or inputs without NaN"
             )
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
+        self.machine.descend(loss)
         self.step += 1
         self.loss_sum += value
         if events.heard():
             name = self.method.card.name
             events.emit(TrainingProgress("training", name, self.step, self.total, value, lr))
+        return due
 
     def _close_epoch(self) -> None:
         now = time.perf_counter()
@@ -203,13 +244,13 @@ class _Loop:
 
     def _probed(self, row: Epoch) -> Epoch:
         """The row with the probe's numbers; the weights of the best PGD accuracy are kept."""
-        x, y = self.held
         if self.threat is None:
-            with self.victim.at_rest():
-                clean = float((self.victim.query(x).labels == y.to(self.victim.device)).float().mean())
-            row, score = dataclasses.replace(row, clean=clean), clean
+            row = dataclasses.replace(row, clean=self._over_held(self._clean)[0])
+            score = row.clean or 0.0
         else:
-            seen = probe(self.victim, x, y, self.threat, seed=self.seed)
+            threat = self.threat
+            told = self._over_held(lambda x, y: dataclasses.astuple(probe(self.victim, x, y, threat, seed=self.seed)))
+            seen = Probe(*told)
             alarm = seen.overfitted and self.method.adversarial
             row = dataclasses.replace(row, **dataclasses.asdict(seen), overfitted=alarm)
             score = seen.pgd if self.method.adversarial else seen.clean
@@ -219,6 +260,17 @@ class _Loop:
                 return row
             self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         return row
+
+    def _clean(self, x: Tensor, y: Tensor) -> tuple[float, ...]:
+        with self.victim.at_rest():
+            return (float((self.victim.query(x).labels == y.to(self.victim.device)).float().mean()),)
+
+    def _over_held(self, look: Callable[[Tensor, Tensor], tuple[float, ...]]) -> tuple[float, ...]:
+        """Means over the held-out samples, which the processes share."""
+        rows = self.machine.part(torch.arange(len(self.held[0])))
+        told = torch.tensor(look(self.held[0][rows], self.held[1][rows]), dtype=torch.float64)
+        (mean,) = self.machine.mean([told.to(self.victim.device)])
+        return tuple(mean.tolist())
 
     def _stale(self) -> bool:
         patience = self.settings.patience
@@ -247,8 +299,9 @@ class _Loop:
         self.step, self.best, told = found.step, found.best, found.told
         self.model.load_state_dict(found.net)
         restore_optimiser(self.optimiser, found.optimiser)
-        if found.carried is not None:
-            self.crafter.carried = found.carried.to(self.victim.device)
+        if (carried := found.carried.get(str(self.machine.rank))) is not None:
+            self.crafter.carried = carried.to(self.victim.device)
+        self.machine.restore(told["machine"])
         self.history = [Epoch(**row) for row in told["history"]]
         self.loss_sum, self.seconds = told["loss_sum"], told["seconds"]
         self.best_score, self.best_epoch = told["score"], told["best_epoch"]
@@ -256,15 +309,19 @@ class _Loop:
     def _save(self) -> None:
         if self.folder is None:
             return
+        carried = self.machine.gather(self.crafter.carried)
+        if self.machine.rank:
+            return
         told: dict[str, Any] = {
             "history": [dataclasses.asdict(row) for row in self.history],
             "loss_sum": self.loss_sum,
             "seconds": self.seconds + time.perf_counter() - self._since,
             "score": self.best_score,
             "best_epoch": self.best_epoch,
+            "machine": self.machine.state(),
         }
         net, state = dict(self.model.state_dict()), optimiser_tensors(self.optimiser)
-        Checkpoint(self.step, self.plan, told, net, self.best, state, self.crafter.carried).save(self.folder)
+        Checkpoint(self.step, self.plan, told, net, self.best, state, carried).save(self.folder)
 
 
 def _split(

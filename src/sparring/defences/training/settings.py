@@ -1,4 +1,4 @@
-"""How a network is trained: epochs, batches, optimiser, learning rate, patience."""
+"""How a network is trained: epochs, batches, optimiser, learning rate, patience; and on what."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from sparring.defences.inputs.base import above, whole
 from sparring.defences.training.schedules import SCHEDULES
 
 OPTIMISERS = ("adam", "sgd")
+ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,11 @@ class Settings:
         patience: epochs without a better PGD accuracy (clean accuracy where the method crafts nothing) after which
             training stops; None never stops.
         held_out: samples at the end of the training set that are kept back for probes where no validation set comes.
+        accelerator: "cpu", "cuda", "mps", or "auto" for the best there is; None stays where the network is.
+        devices: processes, one to a device, or sharing the cores of the CPU; each takes its part of every batch. Batch
+            normalisation sees the parts.
+        precision: "32-true" for the network's own, "bf16-mixed" or, on GPUs, "16-mixed". Crafting and probes keep the
+            network's own (an attack with `precision="bfloat16"` does not).
     """
 
     epochs: int = 10
@@ -35,6 +42,9 @@ class Settings:
     weight_decay: float = 0.0
     patience: int | None = None
     held_out: int = 500
+    accelerator: str | None = None
+    devices: int = 1
+    precision: str = "32-true"
 
     def __post_init__(self) -> None:
         whole(self.epochs, "epochs", 1)
@@ -47,3 +57,8 @@ class Settings:
             raise UnknownNameError.among("schedule", self.schedule, SCHEDULES)
         if self.patience is not None:
             whole(self.patience, "patience", 1)
+        if self.accelerator is not None and self.accelerator not in ACCELERATORS:
+            raise UnknownNameError.among("accelerator", self.accelerator, ACCELERATORS)
+        whole(self.devices, "devices", 1)
+        if self.precision not in PRECISIONS:
+            raise UnknownNameError.among("precision", self.precision, PRECISIONS)

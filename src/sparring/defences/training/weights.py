@@ -50,7 +50,7 @@ class AWP(Method):
         layers = {name: w for name, w in model.named_parameters() if w.requires_grad and w.ndim > 1}
         buffers = {name: b.clone() for name, b in model.named_buffers()}  # statistics move in the second pass only
         here = self.base(_At(model, buffers), x, y, once)
-        slopes = torch.autograd.grad(here, list(layers.values()))
+        slopes = attack.pooled(torch.autograd.grad(here, list(layers.values())))
         moved = {
             name: w + (self.gamma * w.norm() / (g.norm() + 1e-12) * g).detach()
             for (name, w), g in zip(layers.items(), slopes, strict=True)
