@@ -53,6 +53,10 @@ class Detector(nn.Module):
         """How suspicious each input is, (n,); differentiable, if need be through surrogates (see `through`)."""
         raise NotImplementedError
 
+    def softened(self, x: Tensor) -> Tensor:
+        """What a joint attack lowers in the score's place, (n,): one that still slopes where the score is flat."""
+        return self.score(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Bool (n,): which inputs are accepted.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from sparring.core.runner import CLAIM_SLACK, Run
 from sparring.core.threat import Access
 from sparring.defences.detectors.base import through
 
+# The first step times the number of steps, in eps.
+_FIRST_STEP = 20.0
+
 
 @attack(
     Card(
@@ -31,7 +35,7 @@ from sparring.defences.detectors.base import through
         spaces=("linf", "l2", "l1"),
         cost="steps x (forward + backward of the network and of the detector) per restart",
         caveats="Made for victims that reject; on others it is PGD with a margin loss. The detector needs score(x) and "
-        "threshold, and a gradient from the score to the input.",
+        "threshold, and a gradient from the score to the input; where the score is flat, softened(x) gives a slope.",
         floor={"linf": 0.9, "l2": 0.9, "l1": 0.9},
     )
 )
@@ -39,19 +43,21 @@ from sparring.defences.detectors.base import through
 class JointPGD(Attack):
     """PGD that climbs the classifier's loss until the answer is wrong, and from there lowers the detector's score.
 
-    With m the margin (positive once wrong) and e the detector's score less its threshold, the step follows
+    With m the margin (positive once wrong) and e the detector's score, the step follows
 
         grad L(x) where m <= 0,  -grad e(x) / |grad e| + b * grad L(x) / |grad L| where m > 0.
 
     b is the next of `blends` at each restart: with 0 the answer barely stays wrong, and the score is all that counts;
     with more the input moves on into the wrong class, where many detectors see nothing odd. A success is wrong and
-    accepted, which the run decides. Victims without a detector meet plain PGD.
+    accepted, which the run decides. Victims without a detector meet PGD.
 
-    It needs a detector with `score(x)` and `threshold`, as those of `sparring.defences.detectors` are.
+    It needs a detector with `score(x)` and `threshold`, as those of `sparring.defences.detectors` are. One that also has
+    `softened(x)` has that lowered instead: a distance of two sure answers is flat, however far from the threshold. Steps
+    begin long and fall to nothing along a cosine, since the inputs that are wrong and accepted can be a thin shell.
 
     Args:
         steps: gradient steps per restart, each one forward and backward of the network and one of the detector.
-        step_size: in raw units; None takes 2.5 * eps / steps.
+        step_size: of the first step, in raw units; None takes 20 * eps / steps.
         restarts: independent starts.
         loss: what to climb (see `sparring.PGD`).
         blends: weights of the classifier's loss beside the detector's, one per restart, over and over.
@@ -87,9 +93,9 @@ class JointPGD(Attack):
                 both = blend * _unit(d) - _unit(excess_gradient(victim, s.x, noise))
                 wrong = per_sample(margin_of(g.scores, run.y, run.goal) > CLAIM_SLACK, s.x)
                 d = torch.where(wrong, both, d)
-            s.x = run.space.project(
-                run.x, s.x + step_length(run, self.step_size, 2.5 / max(1, self.steps)) * run.space.steepest(d, s.x)
-            )
+            length = step_length(run, self.step_size, _FIRST_STEP / max(1, self.steps))
+            fallen = 0.5 + 0.5 * math.cos(math.pi * t / self.steps)
+            s.x = run.space.project(run.x, s.x + fallen * length * run.space.steepest(d, s.x))
 
 
 def has_slope(victim: Victim, x: Tensor) -> bool:
@@ -105,7 +111,7 @@ def has_slope(victim: Victim, x: Tensor) -> bool:
 
 
 def excess_gradient(victim: Victim, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
-    """The gradient of the detector's score with respect to raw inputs, (n, ...), through the stages' surrogates.
+    """The gradient of the detector's score, softened where it can be, in raw inputs, (n, ...), through surrogates.
 
     A view that averages its gradients over draws (EOT) has this one averaged over as many.
     """
@@ -125,7 +131,7 @@ def _excess_gradient(victim: Victim, x: Tensor, noise: KeyedRandom | None) -> Te
         for depth, stage in enumerate(victim.stages):
             keyed = noise is not None and getattr(stage, "keyed", False)
             seen = run_stage(stage, seen, noise, depth) if keyed else through(stage, seen)
-        score = detector.score(seen).sum()
+        score = getattr(detector, "softened", detector.score)(seen).sum()
     if not score.requires_grad:
         raise CapabilityError(f"no gradient reaches the input from the score of {type(detector).__name__}")
     (grad,) = torch.autograd.grad(score, leaf)

@@ -14,6 +14,9 @@ from sparring.defences.detectors.base import Detector, through
 from sparring.defences.inputs.levels import BitDepth
 from sparring.defences.inputs.smoothing import Median
 
+# Divides the scores for `softened`: where the network is sure of both answers, a softmax at 1 has no slope left.
+_TEMPERATURE = 5.0
+
 
 @defence(
     Card(
@@ -46,7 +49,15 @@ class FeatureSqueezing(Detector):
 
     def score(self, x: Tensor) -> Tensor:
         """The largest L1 distance of the answers, (n,), between 0 and 2."""
+        return self._distances(x, 1.0).amax(0)
+
+    def softened(self, x: Tensor) -> Tensor:
+        """The distances at a higher temperature, of all squeezers together, (n,)."""
+        return self._distances(x, _TEMPERATURE).sum(0)
+
+    def _distances(self, x: Tensor, temperature: float) -> Tensor:
+        """How far each squeezer moves the answers, (squeezers, n)."""
         head = self._reader().head
-        plain = head(x).softmax(1)
-        far = [(plain - head(through(squeezer, x)).softmax(1)).abs().sum(1) for squeezer in self.squeezers]
-        return torch.stack(far).amax(0)
+        plain = (head(x) / temperature).softmax(1)
+        squeezed = ((head(through(squeezer, x)) / temperature).softmax(1) for squeezer in self.squeezers)
+        return torch.stack([(plain - other).abs().sum(1) for other in squeezed])

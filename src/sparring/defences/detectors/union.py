@@ -28,12 +28,27 @@ class Union(nn.Module):
         units = [abs(float(d.threshold)) or 1.0 for d in detectors] if scales is None else list(scales)
         self.register_buffer("scales", torch.tensor(units))
         self.register_buffer("threshold", torch.tensor(0.0))
+        self.eval()
 
     def score(self, x: Tensor) -> Tensor:
         """The largest excess, (n,); positive where one of them rejects."""
+        return self._excesses(x).amax(0)
+
+    def softened(self, x: Tensor) -> Tensor:
+        """What a joint attack lowers, (n,): the sum over those that reject, or over all where none does.
+
+        Lowering the largest excess alone swings between two detectors that both reject.
+        """
+        with torch.no_grad():
+            rejecting = self._excesses(x) > 0
+        mind = rejecting | ~rejecting.any(0)
+        parts = [d.softened(x) / s for d, s in zip(self._each, self.get_buffer("scales"), strict=True)]
+        return (torch.stack(parts) * mind).sum(0)
+
+    def _excesses(self, x: Tensor) -> Tensor:
+        """By how much each score passes its threshold, in units of `scales`, (detectors, n)."""
         scales = self.get_buffer("scales")
-        parts = [(d.score(x) - d.threshold) / s for d, s in zip(self._each, scales, strict=True)]
-        return torch.stack(parts).amax(0)
+        return torch.stack([(d.score(x) - d.threshold) / s for d, s in zip(self._each, scales, strict=True)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Bool (n,): accepted by all."""

@@ -3,7 +3,7 @@
 from sparring.defences.inputs.autoencoder import Autoencoder, Reformer, train_autoencoder
 from sparring.defences.inputs.base import InputDefence, Learned
 from sparring.defences.inputs.diffusion import DiffusionPurifier, linear_betas, train_noise_predictor
-from sparring.defences.inputs.generative import DefenseGAN, train_generator
+from sparring.defences.inputs.generative import DefenseGAN, search_latent, train_generator
 from sparring.defences.inputs.guided import HGD, train_hgd
 from sparring.defences.inputs.jpeg import JPEG, differentiable_jpeg
 from sparring.defences.inputs.levels import BitDepth, Threshold
@@ -30,6 +30,7 @@ __all__ = [
     "UNet",
     "differentiable_jpeg",
     "linear_betas",
+    "search_latent",
     "train_autoencoder",
     "train_generator",
     "train_hgd",

@@ -8,11 +8,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from sparring.core.balls import Ball
 from sparring.core.errors import InputError
 from sparring.core.network import Victim
 from sparring.core.registry import Card, defence
-from sparring.core.rng import KeyedRandom
-from sparring.core.threat import Access
+from sparring.core.rng import KeyedRandom, content_ids
+from sparring.core.threat import Access, rival_margin
 from sparring.core.victim import Traits
 from sparring.defences.inputs.base import Learned, above, nothing, pictures, seeded, whole
 from sparring.defences.inputs.networks import Critic, Generator
@@ -190,6 +191,80 @@ class DefenseGAN(Learned):
             left = (generator(z) - aim).square().flatten(1).mean(1)
         best = left.reshape(len(x), -1).argmin(1)
         return z.reshape(len(x), -1, z.shape[1])[torch.arange(len(x), device=x.device), best]
+
+
+def search_latent(
+    victim: Victim,
+    x: Tensor,
+    y: Tensor,
+    space: Ball,
+    *,
+    steps: int = 200,
+    starts: int = 4,
+    confidence: float = 10.0,
+    lr: float = 0.05,
+    seed: int = 0,
+) -> Tensor:
+    """The points of the ball that lie nearest to pictures of another class that the generator can make.
+
+        min_z |G(z) - P(G(z))|^2 + 10 max(0, k - m(G(z))),  x' = P(G(z)),
+
+    with P the projection on the ball and m the margin of the best wrong class.
+
+    Nothing is differentiated but the generator and the network behind: where x' is as near to G(z) as to anything that the
+    generator makes, Defense-GAN takes x' for it. Adam moves z; of all z with a margin of k the one with the
+    least distance stands, and x itself where there is none.
+
+    Args:
+        victim: a network behind one `DefenseGAN` and no other stage.
+        x: clean pictures in raw units, (n, c, h, w).
+        y: their labels, int64 (n,).
+        space: within which x' lies.
+        steps: of Adam.
+        starts: normal draws per sample, of which the nearest result stands.
+        confidence: k, in the unit of the scores: more withstands a descent that ends a little elsewhere.
+        lr: of Adam.
+        seed: of the starts, keyed by each sample's content.
+
+    Returns:
+        x', (n, c, h, w).
+
+    Raises:
+        InputError: another victim, or settings that cannot be right.
+
+    Paper:
+        Jalal, Ilyas, Daskalakis and Dimakis 2017, The Robust Manifold Defense, arXiv:1712.09196 (the overpowered attack)
+        and Athalye et al. 2018, arXiv:1802.00420.
+    """
+    pictures(x, "a latent search")
+    whole(steps, "steps", 1)
+    whole(starts, "starts", 1)
+    above(lr, "lr", 0.0)
+    if len(victim.stages) != 1 or not isinstance(stage := victim.stages[0], DefenseGAN):
+        raise InputError(f"{victim.name!r} is no network behind one DefenseGAN; there is no latent space to search")
+    generator, latent = stage.ready(stage.generator), stage.latent
+    if not len(x):
+        return x
+    rows = torch.arange(len(x), device=x.device).repeat_interleave(starts)
+    ball, aim, labels = space.bound(x, victim.bounds).take(rows), x[rows], y[rows]
+    noise = KeyedRandom(seed, content_ids(x))
+    z = noise.normal((starts, latent), "latent-search").to(x).flatten(0, 1).requires_grad_(True)
+    least, found = torch.full_like(aim.flatten(1)[:, 0], torch.inf), aim.clone()
+    mover = torch.optim.Adam([z], lr=lr)
+    with victim.at_rest():
+        for _ in range(steps):
+            with torch.enable_grad():
+                made = generator(z)
+                near = ball.project(aim, made.detach())
+                far = (made - near).square().flatten(1).sum(1)
+                margin = rival_margin(victim.head(made), labels)
+                (z.grad,) = torch.autograd.grad((far + 10 * (confidence - margin).clamp(min=0)).sum(), z)
+            better = (margin >= confidence) & (far < least)
+            least = torch.where(better, far, least).detach()
+            found[better] = near[better]
+            mover.step()
+    best = least.reshape(len(x), starts).argmin(1)
+    return found.reshape(len(x), starts, *x.shape[1:])[torch.arange(len(x), device=x.device), best]
 
 
 def _identity(x: Tensor) -> Tensor:
