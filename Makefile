@@ -15,6 +15,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
+# The extras whose code the tests run.
+TESTED := dev,hub,onnx,attributions,train,export,loggers,ray
 # The extra "bench" as a list for pip install --no-deps; pyproject.toml says why.
 PEERS = $$($(PYTHON) -c 'import tomllib; \
   print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
@@ -41,7 +43,7 @@ test: export OMP_WAIT_POLICY := PASSIVE
 test: lint ## lint, format, types, then the tests with the coverage floor
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report= $(ARGS)
 
-lint: $(VENV)/.installed ## lint, format and type checks
+lint: $(VENV)/.installed-test ## lint, format and type checks
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted as above: run 'make format'." >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
@@ -73,7 +75,7 @@ constraints: ## renew constraints.txt (torch's pin is changed by hand, in that f
 	@rm -rf build/pins && $(PYTHON) -m venv build/pins
 	@build/pins/bin/python -m pip install -qq $(TORCH_ARGS) $(TORCH)
 	@echo $(TORCH) >build/pins/torch.txt
-	@build/pins/bin/python -m pip install -qq -c build/pins/torch.txt '.[dev,hub,onnx,attributions,docs]'
+	@build/pins/bin/python -m pip install -qq -c build/pins/torch.txt '.[$(TESTED),docs]'
 	@build/pins/bin/python -m pip install -qq --no-deps $(PEERS)
 	@{ echo "# What the tests ran with. Written by 'make constraints'; torch's line is the one that is changed by hand."; \
 	   build/pins/bin/python -m pip freeze --exclude sparring \
@@ -89,7 +91,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once, and when pyproject.toml or constraints.txt change; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH_ARGS) $(TORCH)
-	@$(PIP) -e '.[dev,hub,onnx,attributions]'
+	@$(PIP) -e '.[dev,hub]'
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@$(PIP) -e '.[$(TESTED)]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

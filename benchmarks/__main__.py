@@ -14,18 +14,38 @@ SECTIONS = {
     "pgd-floor": "benchmarks.pgd:floor",
     "pgd-peers": "benchmarks.pgd:peers",
     "balls": "benchmarks.strength:balls",
+    "floors": "benchmarks.floors:floors",
     "distances": "benchmarks.strength:distances",
+    "distances-large": "benchmarks.strength:distances_large",
+    "distances-photos": "benchmarks.strength:distances_photos",
+    "saliency": "benchmarks.strength:saliency",
     "scores": "benchmarks.queries:by_scores",
+    "scores-large": "benchmarks.queries:by_scores_large",
     "labels": "benchmarks.queries:by_labels",
+    "labels-large": "benchmarks.queries:by_labels_large",
+    "square-imagenet": "benchmarks.queries:published",
+    "queries-floor": "benchmarks.query_speed:floors",
+    "queries-speed": "benchmarks.query_speed:peers",
     "regions-hard": "benchmarks.regions:hard",
     "regions-survivors": "benchmarks.regions:survivors",
     "audit-standard": "benchmarks.audits:standard",
     "audit-fast": "benchmarks.audits:fast",
     "audit-memory": "benchmarks.audits:memory",
     "audit-workers": "benchmarks.audits:workers",
+    "training-cost": "benchmarks.training_cost:cost",
+    "training-processes": "benchmarks.training_cost:processes",
+    "negatives": "benchmarks.negatives:negatives",
+    "training-mnist-fast": "benchmarks.training:fast",
+    "training-mnist-trades": "benchmarks.training:trades",
+    "training-mnist-pgd": "benchmarks.training:pgd",
 }
 # Sections that are run once, whatever --rounds says: their figures are strengths, or too long to repeat.
-ONCE = {"balls", "scores", "labels", "regions-hard", "regions-survivors", "audit-fast", "audit-memory"}
+ONCE = {
+    *("balls", "scores", "scores-large", "labels", "labels-large", "square-imagenet"),
+    "negatives",
+    *("regions-hard", "regions-survivors", "audit-fast", "audit-memory"),
+    *("training-mnist-fast", "training-mnist-trades", "training-mnist-pgd"),
+}
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 INTRO = """# Benchmarks
 

@@ -410,3 +410,9 @@ def test_the_fingerprint_changes_with_the_victim() -> None:
         plain(name="v").defended(pre=[nn.Dropout(0.5).eval()]).fingerprint(),
     ]
     assert len({prints(), *others}) == 8
+
+
+def test_a_victim_says_what_it_is() -> None:
+    victim = sp.Victim(nn.Linear(4, 3), labels=["a", "b", "c"], name="tiny", traits=sp.Traits(stochastic=True))
+    assert repr(victim) == "<Victim 'tiny': 3 classes, attackers see gradients, stochastic>"
+    assert repr(sp.Victim(lambda x: x, name="plain")) == "<Victim 'plain': attackers see gradients>"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -78,7 +79,7 @@ class Victim(BaseVictim):
     def device(self) -> torch.device:
         """The device of the network's first parameter or buffer; the CPU where it has none."""
         if isinstance(self.net, nn.Module):
-            for tensor in (*self.net.parameters(), *self.net.buffers()):
+            for tensor in itertools.chain(self.net.parameters(), self.net.buffers()):
                 return tensor.device
         return torch.device("cpu")
 
@@ -219,7 +220,8 @@ class Victim(BaseVictim):
             return
         if self.classes is not None and self.classes != first.shape[1]:
             raise VictimError(
-                f"{self.name!r} has {self.classes} label names but answers {first.shape[1]} scores per input"
+                f"{self.name!r} has {self.classes} label names but answers {first.shape[1]} scores per input; give one "
+                "name for each score, in their order"
             )
         self.classes = first.shape[1]
         sums = first.sum(1)

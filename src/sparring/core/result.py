@@ -153,8 +153,10 @@ class AttackResult:
         return radii, (int(self.clean_correct.sum()) - fallen).double() / max(1, len(self))
 
     def __repr__(self) -> str:
+        if not len(self):
+            return f"<{self.attack} in {self.space}: no samples>"
         counts = {o.name.lower(): int((self.outcome == o).sum()) for o in Outcome if bool((self.outcome == o).any())}
-        told = ", ".join(f"{k} {v}" for k, v in counts.items()) or "no samples"
+        told = ", ".join(f"{k} {v}" for k, v in counts.items())
         rate = (
             f"median distance {self.median_distance:.4g}"
             if self.limit is None

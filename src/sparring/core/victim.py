@@ -58,6 +58,11 @@ class BaseVictim:
         self.name = name or type(self).__name__
         self.traits = traits or Traits()
 
+    def __repr__(self) -> str:
+        classes = "" if self.classes is None else f"{self.classes} classes, "
+        traits = [name for name, true in vars(self.traits).items() if true and name != "differentiable"]
+        return f"<{type(self).__name__} {self.name!r}: {', '.join([f'{classes}attackers see {self.access}', *traits])}>"
+
     @property
     def device(self) -> torch.device:
         """Where inputs go."""

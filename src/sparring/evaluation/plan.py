@@ -178,7 +178,11 @@ class Plan:
             with Path(path).expanduser().open("rb") as file:
                 table = tomllib.load(file)
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-            raise LoadError(f"the plan {str(path)!r} cannot be read: {cause}") from cause
+            told = "it is no text" if isinstance(cause, UnicodeDecodeError) else str(cause)
+            raise LoadError(
+                f"the plan {str(path)!r} cannot be read: {told}. A plan is a TOML file; models and data go into --model and "
+                "--data, and one picture to `sparring attack`"
+            ) from cause
         return cls.from_table(table)
 
 
