@@ -10,7 +10,7 @@ import sparring as sp
 import tiny
 from sparring.core import precision
 from sparring.core.errors import InputError
-from sparring.core.precision import Scout, scout
+from sparring.core.precision import Scout, scout, too_fine
 
 
 def convolutions(width: int = 64) -> nn.Sequential:
@@ -40,6 +40,36 @@ def test_it_is_chosen_for_large_plain_convolutional_networks(fast_hardware: None
     assert scout(sp.Victim(convolutions().double()), x.double(), "auto", 2) is None
     assert scout(victim.defended([nn.Identity()]), x, "auto", 2) is None
     assert scout(sp.Victim(convolutions(), traits=sp.Traits(stochastic=True)), x, "auto", 2) is None
+
+
+def test_it_is_not_chosen_for_depthwise_layers(fast_hardware: None) -> None:
+    net = nn.Sequential(convolutions(), nn.Unflatten(1, (-1, 1, 1)), nn.Conv2d(10, 10, 1, groups=10), nn.Flatten())
+    assert scout(sp.Victim(net.eval().requires_grad_(False)), torch.rand(2, 3, 16, 16), "auto", 2) is None
+
+
+@pytest.mark.parametrize(
+    ("space", "fine"),
+    [
+        (sp.Linf(2 / 255), False),
+        (sp.Linf(0.5 / 255), True),
+        (sp.Linf(torch.tensor([0.1, 0.001])), True),
+        (sp.L2(0.5), False),
+        (sp.L2(0.05), True),
+        (sp.L1(0.5), False),
+        (sp.Linf(), False),
+    ],
+)
+def test_balls_finer_than_its_rounding_are_searched_exactly(
+    space: sp.Linf, fine: bool, fast_hardware: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.rand(2, 3, 16, 16)
+    assert too_fine(space.bound(x, None), x) is fine
+    if space.eps is None:
+        return
+    asked = []
+    monkeypatch.setattr("sparring.core.runner.scout", lambda view, x, name, n: asked.append(name))
+    sp.PGD(steps=1)(sp.Victim(convolutions()), x, None, space)
+    assert asked == ["float32" if fine else "auto"]
 
 
 def test_it_is_not_chosen_without_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,11 +29,19 @@ def told(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
     return [(spec.attack, dict(spec.params)) for spec in plan.attacks]
 
 
+# Between AutoAttack's second attack and its third.
+BETWEEN = [
+    ("apgd", {"steps": 40, "loss": "margin"}),
+    ("apgd", {"steps": 40, "loss": "probability_margin"}),
+]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_standard_is_autoattack(norm: str) -> None:
+def test_standard_is_autoattack_and_two_short_climbs(norm: str) -> None:
     assert told(filled("standard", ThreatSpec(norm, 0.1))) == [
         ("apgd", {"steps": 100, "restarts": 1}),
         ("apgd-t", {"steps": 100, "classes": 9}),
+        *BETWEEN,
         ("fab", {"steps": 100, "beta": 0.9, "targets": 9}),
         ("square", {"queries": 5000, "rescale": False}),
     ]
@@ -43,6 +51,7 @@ def test_standard_in_l1_has_autoattacks_restarts_and_targets() -> None:
     assert told(filled("standard", ThreatSpec("l1", 5.0))) == [
         ("apgd", {"steps": 100, "restarts": 5}),
         ("apgd-t", {"steps": 100, "classes": 5}),
+        *BETWEEN,
         ("fab", {"steps": 100, "beta": 0.9, "targets": 9}),
         ("square", {"queries": 5000, "rescale": False}),
     ]

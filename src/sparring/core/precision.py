@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 
@@ -70,12 +71,29 @@ def scout(view: Victim, x: Tensor, precision: str, samples: int) -> Scout | None
     return Scout(view)
 
 
+def too_fine(space: object, x: object) -> bool:
+    """Whether some sample's ball is narrower than the steps in which bfloat16 rounds inputs, 2^-8 of their range.
+
+    The gradients there are those of points far outside the ball, and what is adversarial in it does not look so: measured on
+    60 photos at .2/255, auto-PGD left 15 in bfloat16 and 10 in float32.
+    """
+    eps, p = getattr(space, "eps", None), getattr(space, "p", None)
+    if eps is None or p not in (2, math.inf) or not isinstance(x, Tensor) or not len(x):
+        return False
+    bounds = getattr(space, "bounds", None)
+    span = 1.0 if bounds is None else float((bounds.like(x).hi - bounds.like(x).lo).amax())
+    each = float(torch.as_tensor(eps).amin()) / (math.sqrt(x[0].numel()) if p == 2 else 1.0)
+    return each < span * 2.0**-8
+
+
 def _pays(view: Victim, x: Tensor, samples: int) -> bool:
     net = view.net
     if not isinstance(net, nn.Module) or view.stages or view.detector is not None:
         return False
     if view.traits.stochastic or view.probabilities or not len(x) or x.ndim != 4:
         return False
+    if any(m.groups > 1 for m in net.modules() if isinstance(m, nn.Conv2d)):
+        return False  # depthwise layers move memory: measured on a MobileNet, bfloat16 was no faster
     if x.dtype != torch.float32 or any(p.dtype != torch.float32 for p in net.parameters()):
         return False
     if not _has_bfloat16(x.device):

@@ -56,6 +56,7 @@ class Terms:
         early_stop: whether a success ends a sample.
         batch_size: samples attacked at once.
         samples: samples in the whole call; 0 where nobody says.
+        fine: whether the changes allowed are too small for bfloat16 to tell apart (see `precision.too_fine`).
     """
 
     access: Access
@@ -63,6 +64,7 @@ class Terms:
     early_stop: bool
     batch_size: int
     samples: int = 0
+    fine: bool = False
 
 
 class SearchOver(Exception):  # noqa: N818 (a signal, not an error)
@@ -101,7 +103,7 @@ class Run:
         self.restart = 0
         self._view = view
         self._scout: Victim | None = None
-        self._samples = terms.samples
+        self._samples, self._fine = terms.samples, terms.fine
         self._slope = 0.0
         self._shortcut = view is not None and has_strided_convolutions(view.net)
         # without access to the victim neither early stop nor best-so-far may see its answers
@@ -223,6 +225,8 @@ class Run:
         A success seen so is looked at once more in float32 before it counts.
         """
         if self._view is not None and isinstance(self.x, Tensor):
+            if precision == "auto" and self._fine:
+                precision = "float32"
             self._scout = scout(self._view, self.x, precision, self._samples)
 
     def soften(self, slope: float) -> None:

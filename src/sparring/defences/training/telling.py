@@ -76,16 +76,18 @@ class Training:
     def save_curves(self, path: str | Path) -> None:
         """Draw accuracies and loss by epoch, the alarms marked, into a picture file (PNG, SVG, PDF)."""
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         if not self.history:
             raise InputError("no epoch was trained, so there is no curve to draw")
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         epochs = [row.epoch for row in self.history]
-        for name, label in (("clean", "clean"), ("fgsm", "FGSM"), ("pgd", "PGD-10")):
+        # lines that coincide show through each other
+        for name, label, style in (("clean", "clean", "-"), ("fgsm", "FGSM", "--"), ("pgd", "PGD-10", ":")):
             values = [getattr(row, name) for row in self.history]
             if values[0] is not None:
-                left.plot(epochs, values, marker="o", label=label)
+                left.plot(epochs, values, style, marker="o", label=label)
         for epoch in self.overfitted:
             left.axvline(epoch, color="#b3261e", alpha=0.5, linestyle="--")
         left.set(xlabel="epoch", ylabel="accuracy on held-out samples", ylim=(0, 1), title=self.method)
@@ -93,4 +95,6 @@ class Training:
             left.legend()
         right.plot(epochs, [row.loss for row in self.history], marker="o", color="#444444")
         right.set(xlabel="epoch", ylabel="training loss")
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.savefig(Path(path))
