@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from sparring.attacks.gradient.parts import climb, start_at, step_length
+import torch
+from torch import Tensor
+
+from sparring.attacks.gradient.parts import Climber, climb, start_at, step_length
 from sparring.core.attack import Attack
-from sparring.core.losses import get_loss
+from sparring.core.errors import InputError
+from sparring.core.losses import Loss, get_loss
 from sparring.core.registry import Card, attack
-from sparring.core.runner import Run
+from sparring.core.runner import Gradient, Run
 from sparring.core.threat import Access
 
 
@@ -39,6 +44,8 @@ class PGD(Attack):
         loss: what to climb: "ce", "margin", "dlr", "probability_margin", "squared_error".
         precision: what the gradients are computed in: "auto" takes bfloat16 where the victim and the hardware make it pay,
             "float32" never does. Successes are decided in float32 either way.
+        region: the share of a picture's area in which anything changes, a rectangle in a place of its own for each sample and
+            restart; None changes all of it.
 
     Example:
         >>> import torch, sparring as sp
@@ -55,17 +62,42 @@ class PGD(Attack):
     random_start: bool = True
     loss: str = "ce"
     precision: str = "auto"
+    region: float | None = None
 
     def search(self, run: Run) -> None:
         """Climb from the start, once per restart."""
         run.explore(self.precision)
+        start = start_at(run, self.random_start)
         climb(
             run,
             steps=self.steps,
             loss=get_loss(self.loss),
-            start=start_at(run, self.random_start),
+            start=start if self.region is None else torch.where(_inside(run, self.region), start, run.x),
             step=lambda r, t: step_length(r, self.step_size, 2.5 / max(1, self.steps)),
+            gradient=None if self.region is None else self._within,
         )
+
+    def _within(self, run: Run, s: Climber, loss: Loss, t: int) -> Gradient:
+        """The gradient inside the region, zero elsewhere."""
+        g = run.gradient(s.x, loss)
+        return g._replace(grad=g.grad * _inside(run, self.region or 1.0))
+
+
+def _inside(run: Run, share: float) -> Tensor:
+    """Bool (m, 1, h, w): a rectangle of this share of each picture, as wide for its height as the picture."""
+    if not 0 < share <= 1:
+        raise InputError(f"region is {share}; a share of the picture's area, above 0 and at most 1, is needed")
+    if run.x.ndim != 4:
+        raise InputError(f"region needs pictures (n, c, h, w); the inputs have shape {tuple(run.x.shape)}")
+    words = run.rng.integers((2,), ("region", run.restart), 2**30)
+    sides = []
+    for size, word in zip(run.x.shape[2:], words.unbind(1), strict=True):
+        length = max(1, round(size * math.sqrt(share)))
+        first = (word % (size - length + 1))[:, None]
+        place = torch.arange(size, device=first.device)
+        sides.append((place >= first) & (place < first + length))
+    inside: Tensor = (sides[0][:, None, :, None] & sides[1][:, None, None, :]).to(run.x.device)
+    return inside
 
 
 @attack(
