@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,16 @@ from torch import Tensor, nn
 import sparring as sp
 from benchmarks.defences import training_set
 from benchmarks.harness import interleave, peer, seeded, spread, table
-from benchmarks.zoo import load_zoo
+from benchmarks.zoo import load_zoo, network_and_data
 from sparring.defences.training import Settings, fit
 
 
 def standard(rounds: int) -> str:
     """`standard` beside pyautoattack's AutoAttack: the same four attacks and budgets, another seed each round."""
-    zoo, rows = load_zoo(), []
+    rows = []
     autoattack = peer("pyautoattack")
     for name, n, eps, told in (("mnist_adv", 200, 0.3, ".3"), ("cifar10_adv_2px", 200, 2 / 255, "2/255")):
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
+        net, x, y = network_and_data(name, n)
         left: dict[str, list[float]] = {"sparring": [], "pyautoattack": []}
         contenders: dict[str, Callable[[], Any]] = {"sparring": _seeded(net, x, y, eps, left["sparring"])}
         if autoattack is not None:
@@ -94,14 +94,6 @@ class Subject:
     build: Callable[[], tuple[Any, Tensor, Tensor]]
 
 
-def _zoo(name: str, n: int) -> Callable[[], tuple[Any, Tensor, Tensor]]:
-    def build() -> tuple[Any, Tensor, Tensor]:
-        zoo = load_zoo()
-        return (zoo.load(name), *zoo.data(name.split("_")[0], n))
-
-    return build
-
-
 def _trained(method: str, eps: float, epochs: int, n: int) -> Callable[[], tuple[Any, Tensor, Tensor]]:
     """The two-convolution network, trained here on 6,000 digits of MNIST."""
 
@@ -117,11 +109,11 @@ def _trained(method: str, eps: float, epochs: int, n: int) -> Callable[[], tuple
 
 
 SUBJECTS = (
-    Subject("mnist_adv", 0.3, 200, _zoo("mnist_adv", 200)),
-    Subject("mnist_certified_0.1", 0.15, 200, _zoo("mnist_certified_0.1", 200)),
-    Subject("cifar10_adv_2px", 2 / 255, 200, _zoo("cifar10_adv_2px", 200)),
-    Subject("cifar10_resnet20", 0.4 / 255, 200, _zoo("cifar10_resnet20", 200)),
-    Subject("imagenet_mobilenet_v1_025", 0.2 / 255, 100, _zoo("imagenet_mobilenet_v1_025", 100)),
+    Subject("mnist_adv", 0.3, 200, partial(network_and_data, "mnist_adv", 200)),
+    Subject("mnist_certified_0.1", 0.15, 200, partial(network_and_data, "mnist_certified_0.1", 200)),
+    Subject("cifar10_adv_2px", 2 / 255, 200, partial(network_and_data, "cifar10_adv_2px", 200)),
+    Subject("cifar10_resnet20", 0.4 / 255, 200, partial(network_and_data, "cifar10_resnet20", 200)),
+    Subject("imagenet_mobilenet_v1_025", 0.2 / 255, 100, partial(network_and_data, "imagenet_mobilenet_v1_025", 100)),
     Subject("trained here, fast AT at .15", 0.15, 200, _trained("fast", 0.15, 8, 200)),
     Subject("trained here, TRADES at .15", 0.15, 200, _trained("trades", 0.15, 4, 200)),
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sparring as sp
 from benchmarks.harness import interleave, spread, table
-from benchmarks.zoo import load_zoo
+from benchmarks.zoo import network_and_data
 from sparring import attacks
 
 VICTIMS = (("mnist_adv", 100, 0.2), ("cifar10_resnet20", 20, 0.5 / 255))
@@ -54,10 +54,9 @@ class Passes:
 
 def floors(rounds: int) -> str:
     """Every white-box method over its floor, in float32."""
-    zoo, rows = load_zoo(), []
+    rows = []
     for name, n, eps in VICTIMS:
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
+        net, x, y = network_and_data(name, n)
         victim = sp.Victim(net, name=name)
         victim.admit(x, y)  # the look at a new victim's traits belongs to none of the attacks
         for told, attack, space, goal in methods(eps):

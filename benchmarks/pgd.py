@@ -9,17 +9,16 @@ import torch
 
 import sparring as sp
 from benchmarks.harness import bare_steps, foolbox_model, interleave, peer, spread, table
-from benchmarks.zoo import load_zoo
+from benchmarks.zoo import network_and_data
 
 STEPS = 40
 
 
 def floor(rounds: int) -> str:
     """PGD-40 over the bare steps, with and without early stopping."""
-    zoo, rows = load_zoo(), []
+    rows = []
     for name, n, eps in (("mnist_adv", 500, 0.3), ("cifar10_resnet20", 100, 4 / 255)):
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
+        net, x, y = network_and_data(name, n)
         victim = sp.Victim(net, name=name)
 
         def attack(
@@ -59,10 +58,9 @@ def floor(rounds: int) -> str:
 
 def peers(rounds: int) -> str:
     """PGD-40 beside foolbox and torchattacks: the same steps, step size and random start, at equal robust accuracy."""
-    zoo, rows = load_zoo(), []
+    rows = []
     for name, n, eps in (("mnist_adv", 200, 0.3), ("cifar10_adv_2px", 200, 2 / 255)):
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
+        net, x, y = network_and_data(name, n)
         step = 2.5 * eps / STEPS
         contenders: dict[str, Callable[[], Any]] = {"sparring": _ours(net, x, y, eps, step)}
         if (foolbox := peer("foolbox")) is not None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import sparring as sp
 from benchmarks.harness import foolbox_model, peer, seeded, table
-from benchmarks.zoo import load_zoo
+from benchmarks.zoo import load_zoo, network_and_data
 from sparring.core.registry import make_attack
 
 BUDGETS = (100, 1000, 5000)
@@ -40,10 +40,9 @@ class Subject:
     n: int
     budgets: tuple[int, ...] = BUDGETS
 
-    def load(self, zoo: Any) -> tuple[nn.Module, Tensor, Tensor]:
+    def load(self) -> tuple[nn.Module, Tensor, Tensor]:
         """The network and the first n samples that it reads right."""
-        net = zoo.load(self.name)
-        x, y = zoo.data(self.name.split("_")[0], 3 * self.n)
+        net, x, y = network_and_data(self.name, 3 * self.n)
         with torch.no_grad():
             right = (net(x).argmax(1) == y).nonzero().squeeze(1)[: self.n]
         return net, x[right], y[right]
@@ -108,9 +107,9 @@ def by_scores_large(rounds: int) -> str:
 
 
 def _scores(subjects: tuple[Subject, ...]) -> str:
-    zoo, rows = load_zoo(), []
+    rows = []
     for subject in subjects:
-        net, x, y = subject.load(zoo)
+        net, x, y = subject.load()
         victim = sp.Victim(net, name=subject.name)
         head = [subject.name, f"{subject.eps:.3g}"]
         threat = sp.ThreatModel(sp.Linf(subject.eps), access="scores", queries=subject.budgets[-1])
@@ -238,9 +237,9 @@ def by_labels_large(rounds: int) -> str:
 
 
 def _labels(subjects: tuple[Subject, ...], picture: str) -> str:
-    zoo, rows, curves = load_zoo(), [], {}
+    rows, curves = [], {}
     for subject in subjects:
-        net, x, y = subject.load(zoo)
+        net, x, y = subject.load()
         victim = sp.Victim(net, name=subject.name)
         victim.admit(x, y)
         lines: dict[str, list[Tensor]] = {}

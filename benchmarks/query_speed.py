@@ -18,7 +18,7 @@ import sparring as sp
 from benchmarks.floors import Passes
 from benchmarks.harness import Timed, foolbox_model, interleave, peer, seeded, spread, table
 from benchmarks.queries import SpentError, room_for_art
-from benchmarks.zoo import load_zoo
+from benchmarks.zoo import network_and_data
 from sparring.core.registry import make_attack
 
 # victim, samples and queries a sample, and the Linf radius: the tiny networks' own cost is next to nothing
@@ -68,10 +68,9 @@ def threat(attack: str, eps: float, queries: int) -> sp.ThreatModel:
 
 def floors(rounds: int) -> str:
     """Every query attack over its floor."""
-    zoo, rows = load_zoo(), []
+    rows = []
     for name, n, queries, eps in FLOORS:
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
+        net, x, y = network_and_data(name, n)
         victim = sp.Victim(net, name=name)
         victim.admit(x, y)  # the look at a new victim's traits belongs to none of the attacks
         for attack in (*SCORES, *LABELS):
@@ -129,10 +128,9 @@ class Contender:
 
 def peers(rounds: int) -> str:
     """Seconds for a thousand queries, ours and the peers', each stopped at the same number of true queries."""
-    zoo, rows = load_zoo(), []
+    rows = []
     for name, eps in PEERED:
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], 2 * MANY)
+        net, x, y = network_and_data(name, 2 * MANY)
         with torch.no_grad():
             right = net(x).argmax(1) == y
         x, y = x[right][:MANY], y[right][:MANY]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sparring as sp
 from benchmarks.harness import Timed, foolbox_model, interleave, peer, seeded, spread, table
-from benchmarks.zoo import load_zoo
+from benchmarks.zoo import network_and_data
 from sparring import attacks
 
 BALLS: tuple[tuple[str, int, tuple[sp.Linf | sp.L2 | sp.L1, ...]], ...] = (
@@ -33,10 +33,9 @@ AA_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 def balls(rounds: int) -> str:
     """Robust accuracy in a ball, at equal steps: PGD-40, auto-PGD-100, auto-PGD-100 towards the nearest classes."""
-    zoo, rows = load_zoo(), []
+    rows = []
     for name, n, spaces in BALLS:
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
+        net, x, y = network_and_data(name, n)
         victim = sp.Victim(net, name=name)
         for space in spaces:
             for kind, ours, peers in _pairs(space)[: 2 if name.startswith("imagenet") else 3]:
@@ -123,10 +122,9 @@ def distances_photos(rounds: int) -> str:
 
 
 def _distances(victims: tuple[tuple[str, int], ...], rounds: int) -> str:
-    zoo, rows = load_zoo(), []
+    rows = []
     for name, n in victims:
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
+        net, x, y = network_and_data(name, n)
         with torch.no_grad():
             right = net(x).argmax(1) == y
         x, y = x[right], y[right]
@@ -259,11 +257,10 @@ def _adv_lib_nearest(
 
 def saliency(rounds: int) -> str:
     """JSMA towards the next class, beside the peers' at the same theta and gamma."""
-    zoo, rows = load_zoo(), []
+    rows = []
     theta, gamma = 1.0, 0.1
     for name, n in (("mnist_adv", 10), ("cifar10_adv_2px", 10)):
-        net = zoo.load(name)
-        x, y = zoo.data(name.split("_")[0], n)
+        net, x, y = network_and_data(name, n)
         aim = (y + 1) % 10
         victim = sp.Victim(net, name=name)
         contenders: dict[str, Callable[[], Tensor]] = {

@@ -6,6 +6,8 @@ import importlib.util
 import sys
 from types import ModuleType
 
+from torch import Tensor, nn
+
 from sparring.data import assets_folder
 
 
@@ -25,3 +27,9 @@ def load_zoo() -> ModuleType:
     sys.dont_write_bytecode = True
     spec.loader.exec_module(module)
     return module
+
+
+def network_and_data(name: str, n: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network of the zoo and the first n samples of the data it was trained for."""
+    zoo = load_zoo()
+    return (zoo.load(name), *zoo.data(name.split("_")[0], n))

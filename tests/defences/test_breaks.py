@@ -27,13 +27,6 @@ from sparring.defences.training import Distillation, Settings, fit
 EPS = 0.2
 
 
-@pytest.fixture(scope="module")
-def digits() -> Victim:
-    victim = sp.load("digits")
-    assert isinstance(victim, Victim)
-    return victim
-
-
 def held(victim: sp.Victim, x: Tensor, y: Tensor) -> float:
     """The share that is right or rejected."""
     answers = victim.query(x)

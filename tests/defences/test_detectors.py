@@ -33,13 +33,6 @@ N = 100
 
 
 @pytest.fixture(scope="module")
-def digits() -> sp.Victim:
-    victim = sp.load("digits")
-    assert isinstance(victim, sp.Victim)
-    return victim
-
-
-@pytest.fixture(scope="module")
 def crafted(digits: sp.Victim) -> Tensor:
     x, y = load_digits("train")
     return sp.PGD(steps=20, loss="margin").craft(digits, x, y, sp.Linf(EPS))

@@ -37,15 +37,8 @@ LATENT = 24
 
 
 @pytest.fixture(scope="module")
-def bare() -> Victim:
-    found = sp.load("digits")
-    assert isinstance(found, Victim)
-    return found
-
-
-@pytest.fixture(scope="module")
-def denoiser(bare: Victim) -> UNet:
-    return train_hgd(bare, *load_digits("train"), sp.Linf(0.2), epochs=14)
+def denoiser(digits: Victim) -> UNet:
+    return train_hgd(digits, *load_digits("train"), sp.Linf(0.2), epochs=14)
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +113,14 @@ def test_a_stage_keeps_shape_and_range_treats_samples_alone_and_repeats_itself(s
 
 
 @pytest.mark.parametrize("stage", untrained(), ids=repr)
-def test_a_stage_composes_in_both_orders(stage: InputDefence, bare: Victim) -> None:
+def test_a_stage_composes_in_both_orders(stage: InputDefence, digits: Victim) -> None:
     x, y = few(4)
     for pre in ([stage, BitDepth(bits=3)], [BitDepth(bits=3), stage]):
-        victim = bare.defended(pre=pre)
+        victim = digits.defended(pre=pre)
         by_hand = x
         for depth, part in enumerate(pre):
             by_hand = run(part, by_hand) if part is not stage else _with(stage, by_hand, keyed(x), depth)
-        torch.testing.assert_close(victim.query(x, keyed(x)).scores, bare.query(by_hand).scores)
+        torch.testing.assert_close(victim.query(x, keyed(x)).scores, digits.query(by_hand).scores)
         result = sp.PGD(steps=2)(victim.attack_view(eot=2), x, y, sp.Linf(0.1))
         assert float((result.adversarial - x).abs().max()) <= 0.1 + 1e-6
 
@@ -220,33 +213,33 @@ def test_the_checkpointed_gradient_is_exact() -> None:
     assert float((grad * way).sum()) == pytest.approx(slope, rel=1e-4)
 
 
-def test_training_repeats_itself_and_leaves_the_victim_and_the_random_state(bare: Victim) -> None:
+def test_training_repeats_itself_and_leaves_the_victim_and_the_random_state(digits: Victim) -> None:
     x, y = load_digits("train")
     x, y = x[:64], y[:64]
-    state, before = torch.random.get_rng_state(), bare.fingerprint()
+    state, before = torch.random.get_rng_state(), digits.fingerprint()
     for train in (
-        lambda: train_hgd(bare, x, y, sp.Linf(0.1), epochs=1, width=4),
+        lambda: train_hgd(digits, x, y, sp.Linf(0.1), epochs=1, width=4),
         lambda: train_generator(x, latent=4, breadth=4, steps=2),
         lambda: train_noise_predictor(x, epochs=1, width=4),
     ):
         first, again = (train().state_dict() for _ in range(2))
         assert all(torch.equal(first[name], again[name]) for name in first)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert bare.fingerprint() == before
-    assert isinstance(bare.net, nn.Module)
-    assert all(parameter.grad is None for parameter in bare.net.parameters())
+    assert digits.fingerprint() == before
+    assert isinstance(digits.net, nn.Module)
+    assert all(parameter.grad is None for parameter in digits.net.parameters())
 
 
 # -- each with its break -----------------------------------------------------------------------------------------------
 
 
 def test_a_guided_denoiser_mends_what_was_made_for_the_bare_network_and_nothing_made_for_itself(
-    bare: Victim, denoiser: UNet
+    digits: Victim, denoiser: UNet
 ) -> None:
     x, y = few(100)
-    victim = bare.defended(pre=[HGD(net=denoiser)])
+    victim = digits.defended(pre=[HGD(net=denoiser)])
     assert accuracy(victim, x, y) > 0.93
-    moved = sp.PGD(steps=40)(bare, x, y, sp.Linf(0.2))
+    moved = sp.PGD(steps=40)(digits, x, y, sp.Linf(0.2))
     assert moved.robust_accuracy < 0.05
     assert accuracy(victim, moved.adversarial, y) > 0.65, "naive"
     assert sp.PGD(steps=40)(victim, x, y, sp.Linf(0.2)).robust_accuracy < 0.35, "end to end"
@@ -254,25 +247,25 @@ def test_a_guided_denoiser_mends_what_was_made_for_the_bare_network_and_nothing_
 
 @pytest.mark.parametrize("tangent", [False, True])
 def test_defense_gan_hides_its_gradient_and_falls_to_the_identity_or_to_the_tangent(
-    bare: Victim, generator: Generator, tangent: bool
+    digits: Victim, generator: Generator, tangent: bool
 ) -> None:
     x, y = few()
     space = sp.Linf(0.3)
-    assert accuracy(bare.defended(pre=[gan(generator)]), x, y) > 0.85
-    naive = sp.PGD(steps=8)(bare.defended(pre=[gan(generator)]), x, y, space)
+    assert accuracy(digits.defended(pre=[gan(generator)]), x, y) > 0.85
+    naive = sp.PGD(steps=8)(digits.defended(pre=[gan(generator)]), x, y, space)
     assert naive.robust_accuracy > 0.85
-    view = bare.defended(pre=[gan(generator, tangent=tangent)]).attack_view(eot=2)
+    view = digits.defended(pre=[gan(generator, tangent=tangent)]).attack_view(eot=2)
     assert sp.PGD(steps=16)(view, x, y, space).robust_accuracy < 0.4
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_diffusion_hides_its_gradient_and_falls_to_the_expectation(
-    bare: Victim, predictor: UNet, exact: bool
+    digits: Victim, predictor: UNet, exact: bool
 ) -> None:
     x, y = few()
     space = sp.Linf(0.3)
-    victim = bare.defended(pre=[DiffusionPurifier(eps_net=predictor, t_star=5, exact=exact)])
-    blind = bare.defended(pre=[DiffusionPurifier(eps_net=predictor, t_star=5, exact=False)])
+    victim = digits.defended(pre=[DiffusionPurifier(eps_net=predictor, t_star=5, exact=exact)])
+    blind = digits.defended(pre=[DiffusionPurifier(eps_net=predictor, t_star=5, exact=False)])
     assert accuracy(victim, x, y) > 0.88
     assert sp.PGD(steps=15)(blind, x, y, space).robust_accuracy > 0.85
     assert sp.PGD(steps=15)(victim.attack_view(eot=6), x, y, space).robust_accuracy < 0.35
@@ -281,27 +274,27 @@ def test_a_diffusion_hides_its_gradient_and_falls_to_the_expectation(
 # -- files and commands ------------------------------------------------------------------------------------------------
 
 
-def test_saved_and_loaded_back_they_answer_the_same(tmp_path: Path, bare: Victim) -> None:
+def test_saved_and_loaded_back_they_answer_the_same(tmp_path: Path, digits: Victim) -> None:
     x = few()[0]
     for number, stages in enumerate([stage] for stage in untrained()):
         path = save_defended(tmp_path / f"{number}.defended", "digits", stages)
         back = load_defended(path)
-        victim = bare.defended(pre=stages)
+        victim = digits.defended(pre=stages)
         assert torch.equal(back.query(x, keyed(x)).scores, victim.query(x, keyed(x)).scores)
         assert back.traits == victim.traits
         assert back.fingerprint() == load_defended(path).fingerprint()
     path = save_defended(tmp_path / "all.defended", "digits", untrained())
-    victim = bare.defended(pre=untrained())
+    victim = digits.defended(pre=untrained())
     assert torch.equal(load_defended(path).query(x, keyed(x)).scores, victim.query(x, keyed(x)).scores)
 
 
-def test_one_network_in_a_stage_and_in_a_detector_is_saved_for_both(tmp_path: Path, bare: Victim) -> None:
+def test_one_network_in_a_stage_and_in_a_detector_is_saved_for_both(tmp_path: Path, digits: Victim) -> None:
     x, y = few(200)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         shared = Autoencoder(1, 4).eval()
-    guard = ReconstructionError(autoencoder=shared).fit(bare, x, y)
-    victim = bare.defended(pre=[Reformer(autoencoder=shared)], detector=guard)
+    guard = ReconstructionError(autoencoder=shared).fit(digits, x, y)
+    victim = digits.defended(pre=[Reformer(autoencoder=shared)], detector=guard)
     back = load_defended(save_defended(tmp_path / "a.defended", "digits", [Reformer(autoencoder=shared)], guard))
     ours, theirs = victim.query(x), back.query(x)
     assert torch.equal(ours.scores, theirs.scores)
@@ -357,7 +350,7 @@ def test_settings_that_cannot_be_right_are_refused(name: str, params: dict[str, 
         defence_class(name)(**params)
 
 
-def test_inputs_that_cannot_be_right_are_refused(bare: Victim) -> None:
+def test_inputs_that_cannot_be_right_are_refused(digits: Victim) -> None:
     x, y = few(2)
     for stage in untrained():
         with pytest.raises(InputError, match="pictures"):
@@ -373,6 +366,6 @@ def test_inputs_that_cannot_be_right_are_refused(bare: Victim) -> None:
         with pytest.raises(InputError, match="no picture"):
             wrong()
     with pytest.raises(InputError, match="no picture"):
-        train_hgd(bare, x[:0], y[:0], sp.Linf(0.1))
+        train_hgd(digits, x[:0], y[:0], sp.Linf(0.1))
     with pytest.raises(InputError, match="epochs"):
         train_noise_predictor(x, epochs=0)

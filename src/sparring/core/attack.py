@@ -18,7 +18,6 @@ from sparring.core.batch import Batch, own, put, take
 from sparring.core.errors import CapabilityError, InputError, ThreatError
 from sparring.core.network import Victim
 from sparring.core.outputs import Prediction
-from sparring.core.precision import too_fine
 from sparring.core.registry import Card
 from sparring.core.result import AttackResult, Outcome
 from sparring.core.rng import KeyedRandom, content_ids
@@ -96,7 +95,7 @@ class Attack:
             threat = replace(threat, space=space)
             ids = content_ids(x) if ids is None else _check_ids(ids, len(y))
             rng = KeyedRandom(seed, ids.to(y.device))
-            terms = Terms(access, self.card.minimal, early_stop, size, len(y), too_fine(space, x))
+            terms = Terms(access, self.card.minimal, early_stop, size, len(y), space)
             parts = []
             for start in range(0, max(1, len(y)), size):
                 index = torch.arange(start, min(len(y), start + size), device=y.device)

@@ -46,6 +46,7 @@ def has_strided_convolutions(net: object) -> bool:
     return any(
         type(m) is nn.Conv2d
         and m.padding_mode == "zeros"
+        and m.weight.device.type == "cpu"
         and _serves(m.weight, m.stride, m.padding, m.dilation, m.groups)
         for m in net.modules()
     )
@@ -88,12 +89,14 @@ class _Strided(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: int, padding: tuple[int, int]) -> Tensor:
+        """The convolution itself."""
         ctx.save_for_backward(x, weight)
         ctx.s, ctx.padding = s, padding
         return functional.conv2d(x, weight, bias, s, padding)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        """The gradients that somebody asks for, from that at the output, (n, o, h, w)."""
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad[0], _wanted(ctx, 1), _wanted(ctx, 2)
         at_x = at_weight = at_bias = None

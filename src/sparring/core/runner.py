@@ -25,7 +25,7 @@ from sparring.core.losses import Loss
 from sparring.core.network import Victim
 from sparring.core.oracle import Oracle
 from sparring.core.outputs import Prediction
-from sparring.core.precision import scout
+from sparring.core.precision import scout, too_fine
 from sparring.core.rng import KeyedRandom
 from sparring.core.slopes import leaky_gradients
 from sparring.core.space import Space
@@ -56,7 +56,7 @@ class Terms:
         early_stop: whether a success ends a sample.
         batch_size: samples attacked at once.
         samples: samples in the whole call; 0 where nobody says.
-        fine: whether the changes allowed are too small for bfloat16 to tell apart (see `precision.too_fine`).
+        space: the space of the whole call, bound to the victim; None where nobody says.
     """
 
     access: Access
@@ -64,7 +64,7 @@ class Terms:
     early_stop: bool
     batch_size: int
     samples: int = 0
-    fine: bool = False
+    space: Any = None
 
 
 class SearchOver(Exception):  # noqa: N818 (a signal, not an error)
@@ -103,7 +103,7 @@ class Run:
         self.restart = 0
         self._view = view
         self._scout: Victim | None = None
-        self._samples, self._fine = terms.samples, terms.fine
+        self._terms = terms
         self._slope = 0.0
         self._shortcut = view is not None and has_strided_convolutions(view.net)
         # without access to the victim neither early stop nor best-so-far may see its answers
@@ -225,9 +225,9 @@ class Run:
         A success seen so is looked at once more in float32 before it counts.
         """
         if self._view is not None and isinstance(self.x, Tensor):
-            if precision == "auto" and self._fine:
+            if precision == "auto" and too_fine(self._terms.space, self.x):
                 precision = "float32"
-            self._scout = scout(self._view, self.x, precision, self._samples)
+            self._scout = scout(self._view, self.x, precision, self._terms.samples)
 
     def soften(self, slope: float) -> None:
         """Let `gradient` pass through ReLUs that are off, by this slope (see `sparring.core.slopes`); scores stay as they are."""

@@ -54,6 +54,7 @@ class _Leaky(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        """The ReLU itself."""
         out = torch.relu(x)
         ctx.save_for_backward(out > 0)
         ctx.slope = slope
@@ -61,5 +62,6 @@ class _Leaky(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        """The gradient at the input, leaking where the ReLU was off."""
         (on,) = ctx.saved_tensors
         return torch.where(on, g, g * ctx.slope), None

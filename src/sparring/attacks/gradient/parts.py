@@ -113,6 +113,7 @@ def climb(
     start: Tensor,
     step: Callable[[Run, int], Tensor | float],
     direction: Direction = plain,
+    memory: Tensor | None = None,
     gradient: Look | None = None,
 ) -> None:
     """Climb the loss inside the space: x <- P(x + a * steepest(d)), where d comes from the gradients seen so far.
@@ -124,9 +125,10 @@ def climb(
         start: (m, ...), inside the space.
         step: the length a of a step, from the run and the step's number.
         direction: plain gradient, momentum, ...
+        memory: what the direction remembers at first, (m, ...).
         gradient: how a gradient is had at the state's point; None asks the run once (input transforms average several).
     """
-    s = run.begin(Climber(start))
+    s = run.begin(Climber(start, memory))
     for t in run.steps(steps):
         g = run.gradient(s.x, loss) if gradient is None else gradient(run, s, loss, t)
         d, s.memory = direction(g.grad, s.memory)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.gradient.parts import Climber, climb, start_at, step_length
+from sparring.attacks.gradient.parts import climb, start_at, step_length
 from sparring.core.attack import Attack
 from sparring.core.errors import InputError
-from sparring.core.losses import Loss, get_loss
+from sparring.core.losses import get_loss
 from sparring.core.registry import Card, attack
-from sparring.core.runner import Gradient, Run
+from sparring.core.runner import Run
 from sparring.core.threat import Access
 
 
@@ -68,22 +68,24 @@ class PGD(Attack):
         """Climb from the start, once per restart."""
         run.explore(self.precision)
         start = start_at(run, self.random_start)
+        inside = None if self.region is None else _rectangle(run, self.region)
         climb(
             run,
             steps=self.steps,
             loss=get_loss(self.loss),
-            start=start if self.region is None else torch.where(_inside(run, self.region), start, run.x),
+            start=start if inside is None else torch.where(inside, start, run.x),
             step=lambda r, t: step_length(r, self.step_size, 2.5 / max(1, self.steps)),
-            gradient=None if self.region is None else self._within,
+            direction=_within,
+            memory=inside,
         )
 
-    def _within(self, run: Run, s: Climber, loss: Loss, t: int) -> Gradient:
-        """The gradient inside the region, zero elsewhere."""
-        g = run.gradient(s.x, loss)
-        return g._replace(grad=g.grad * _inside(run, self.region or 1.0))
+
+def _within(grad: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The gradient in the region that is remembered, zero elsewhere; all of it where there is none."""
+    return grad if memory is None else grad * memory, memory
 
 
-def _inside(run: Run, share: float) -> Tensor:
+def _rectangle(run: Run, share: float) -> Tensor:
     """Bool (m, 1, h, w): a rectangle of this share of each picture, as wide for its height as the picture."""
     if not 0 < share <= 1:
         raise InputError(f"region is {share}; a share of the picture's area, above 0 and at most 1, is needed")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.labels.frequencies import Frequencies, unit
-from sparring.attacks.labels.parts import HALVINGS, crosses, first_points, to_boundary
+from sparring.attacks.labels.parts import HALVINGS, crosses, first_points, to_boundary, together
 from sparring.attacks.query.noise import Noise
 from sparring.attacks.query.parts import budget, clamp_, positive
 from sparring.core.attack import Attack
@@ -24,8 +24,6 @@ _TOLERANCE = 2.0**-12
 _LINE = 13
 # How far to turn from the last normal to a new one: all the way, or less where the boundary bends away from that.
 _TURNS = (1.0, 0.5, 0.25)
-# Probes asked at once, in numbers for each sample.
-_NUMBERS = 2**16
 
 
 @dataclass
@@ -122,7 +120,7 @@ class GeoDA(Attack):
 
     def _probe(self, run: Run, s: Flat, waves: Frequencies, draws: Tensor) -> None:
         """Ask around each point, as often as `draws`, (m,), says, and add the answers to what is known there."""
-        m, size = len(draws), max(1, _NUMBERS // math.prod(s.x.shape[1:]))
+        m, size = len(draws), together(s.x)
         z = s.x.flatten(1)[:, None]
         length = (self.probe * torch.linalg.vector_norm((s.x - run.x).flatten(1), dim=1)).clamp(min=1e-12)
         noise = s.noise.copy()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.labels.parts import crosses, first_points, to_boundary
+from sparring.attacks.labels.parts import crosses, first_points, to_boundary, together
 from sparring.attacks.query.noise import Noise
 from sparring.attacks.query.parts import clamp_
 from sparring.core.attack import Attack
@@ -19,8 +19,6 @@ from sparring.core.threat import Access
 
 # One normal takes at most this share of a budget: with a hundred queries, a normal that takes them all leads nowhere.
 _SHARE = 0.25
-# Directions asked about at once, in numbers for each sample.
-_NUMBERS = 2**16
 
 
 @dataclass
@@ -97,7 +95,7 @@ class HopSkipJump(Attack):
 
         Directions are taken in groups whose size depends on the input's size alone: sums are rounded alike in every batch.
         """
-        m, size = len(s.x), max(1, _NUMBERS // math.prod(s.x.shape[1:]))
+        m, size = len(s.x), together(s.x)
         z, delta = s.x.flatten(1)[:, None], delta.clamp(min=1e-12)[:, None]
         sums, counts = z.new_zeros(m, 2, z.shape[2]), z.new_zeros(m, 2)
         for begin in range(0, draws, size):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,13 @@ from sparring.core.runner import Run
 
 # A line search halves at most so often: float32 cannot tell the points apart after that.
 HALVINGS = 25
+# Points asked about at once, in numbers for each sample.
+_NUMBERS = 2**16
+
+
+def together(x: Tensor) -> int:
+    """How many points of each sample are asked about at once; it depends on the input's size alone, never on the batch."""
+    return max(1, _NUMBERS // math.prod(x.shape[1:]))
 
 
 def crosses(run: Run, x: Batch, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:

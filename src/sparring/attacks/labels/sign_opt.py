@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sparring.attacks.labels.parts import HALVINGS, crosses, first_points
+from sparring.attacks.labels.parts import HALVINGS, crosses, first_points, together
 from sparring.attacks.query.noise import Noise
 from sparring.attacks.query.parts import clamp_
 from sparring.core.attack import Attack
@@ -16,9 +15,6 @@ from sparring.core.balls import per_sample
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
-
-# Directions asked about at once, in numbers for each sample.
-_NUMBERS = 2**16
 
 
 @dataclass
@@ -77,7 +73,7 @@ class SignOPT(Attack):
 
     def _gradient(self, run: Run, s: Heading) -> Tensor:
         """The mean of the directions, each with the sign of g's change along it, (m, ...)."""
-        m, size = len(s.x), max(1, _NUMBERS // math.prod(s.x.shape[1:]))
+        m, size = len(s.x), together(s.x)
         v, x = s.direction.flatten(1)[:, None], run.x.flatten(1)[:, None]
         total = torch.zeros_like(v)
         for begin in range(0, self.draws, size):

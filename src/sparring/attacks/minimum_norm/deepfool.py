@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparring.attacks.minimum_norm.parts import boundaries
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.registry import Card, attack
@@ -66,22 +67,14 @@ class DeepFool(Attack):
                 run.shrink()
                 if not len(run.rows):
                     return
-            scores, chosen, slopes = run.jacobian(s.x, lambda scores: self._candidates(scores, run.y))
-            values = scores.gather(1, chosen)
+            planes = boundaries(run, s.x, self.classes)
             # a point exactly on a plane still has to cross it
-            gap = torch.maximum((values[:, 1:] - values[:, :1]).abs(), 1e-6 * scores.abs().amax(1, keepdim=True))
-            normal = slopes[:, 1:] - slopes[:, :1]
-            s.total = s.total + self._nearest_step(gap, normal, run.space.p)
+            gap = torch.maximum(planes.values.abs(), 1e-6 * planes.scores.abs().amax(1, keepdim=True))
+            s.total = s.total + self._nearest_step(gap, planes.normals, run.space.p)
             s.x = run.space.without_limit().project(run.x, run.x + (1 + self.overshoot) * s.total)
         run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
-
-    def _candidates(self, scores: Tensor, y: Tensor) -> Tensor:
-        """The true class first, then its highest-scoring rivals, int64 (m, j)."""
-        wanted = scores.shape[1] if self.classes is None else min(self.classes, scores.shape[1])
-        rivals = scores.scatter(1, y[:, None], -torch.inf).topk(max(1, wanted - 1), dim=1).indices
-        return torch.cat([y[:, None], rivals], dim=1)
 
     @staticmethod
     def _nearest_step(gap: Tensor, normal: Tensor, p: float) -> Tensor:

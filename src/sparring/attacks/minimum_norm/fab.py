@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, box, clamp, dual, farthest, norm, polish, reached, starts
+from sparring.attacks.minimum_norm.parts import (
+    TINY,
+    boundaries,
+    box,
+    clamp,
+    dual,
+    farthest,
+    norm,
+    polish,
+    reached,
+    rivals_of,
+    starts,
+)
 from sparring.attacks.minimum_norm.projections import plane_step
 from sparring.core.attack import Attack
 from sparring.core.losses import Loss, get_loss
@@ -108,23 +119,11 @@ class FAB(Attack):
         if s.rivals is not None or not isinstance(run.goal, Untargeted):
             g = run.gradient(s.x, get_loss("margin") if s.rivals is None else towards(s.rivals[:, walk]))
             return g.loss, g.grad, g.scores
-        scores, chosen, slopes = run.jacobian(s.x, self._candidates(run.y))
-        values = scores.gather(1, chosen)
-        values, normals = values[:, 1:] - values[:, :1], slopes[:, 1:] - slopes[:, :1]
-        size = norm(normals.flatten(0, 1), dual(run.space.p)).reshape(values.shape)
-        nearest = (values.abs() / size.clamp(min=TINY)).argmin(1)
+        planes = boundaries(run, s.x, self.classes)
+        size = norm(planes.normals.flatten(0, 1), dual(run.space.p)).reshape(planes.values.shape)
+        nearest = (planes.values.abs() / size.clamp(min=TINY)).argmin(1)
         rows = torch.arange(len(nearest), device=nearest.device)
-        return values[rows, nearest], normals[rows, nearest], scores
-
-    def _candidates(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        """From scores to the true class and its highest-scoring rivals, int64 (m, j)."""
-
-        def choose(scores: Tensor) -> Tensor:
-            return torch.cat(
-                [y[:, None], rivals_of(scores, y, None if self.classes is None else self.classes - 1)], dim=1
-            )
-
-        return choose
+        return planes.values[rows, nearest], planes.normals[rows, nearest], planes.scores
 
     def _step(self, run: Run, x: Tensor, value: Tensor, normal: Tensor, hit: Tensor) -> Tensor:
         """The next point, from the boundary value + <normal, . - x> = 0 linearised at x."""
@@ -139,13 +138,6 @@ class FAB(Attack):
         pull = (d / (d + d0).clamp(min=TINY)).clamp(max=self.alpha_max)
         moved = torch.lerp(near.mul_(self.eta).add_(back), far.mul_(self.eta).add_(origin), pull[:, None])
         return clamp(run, moved.reshape(x.shape))
-
-
-def rivals_of(scores: Tensor, y: Tensor, count: int | None) -> Tensor:
-    """The `count` highest-scoring classes beside y (None: all of them), best first, int64 (m, k)."""
-    others = scores.shape[1] - 1
-    k = others if count is None else max(1, min(count, others))
-    return scores.scatter(1, y[:, None], -torch.inf).topk(k, dim=1).indices
 
 
 def towards(rival: Tensor) -> Loss:

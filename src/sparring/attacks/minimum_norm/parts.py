@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -221,3 +222,42 @@ def polish(run: Run, forwards: int) -> None:
         inside = (aim > low) & (aim < high)
         previous, value = share, now
         share = torch.where(inside, aim, (low + high) / 2)
+
+
+class Boundaries(NamedTuple):
+    """The linearised boundaries between the true class and each of j rivals at one point of each sample.
+
+    Attributes:
+        values: each rival's score above the true one's, the highest first, (m, j).
+        normals: their gradients, (m, j, ...).
+        rivals: the rivals, int64 (m, j).
+        scores: all scores, (m, k).
+    """
+
+    values: Tensor
+    normals: Tensor
+    rivals: Tensor
+    scores: Tensor
+
+
+def boundaries(run: Run, x: Tensor, classes: int | None) -> Boundaries:
+    """Linearise at x, (m, ...), the boundaries to the highest-scoring rivals, with one forward and a backward per class.
+
+    Args:
+        run: the samples in play.
+        x: the points.
+        classes: how many classes, the true one included; None for all.
+    """
+    count = None if classes is None else classes - 1
+    scores, chosen, slopes = run.jacobian(
+        x, lambda scores: torch.cat([run.y[:, None], rivals_of(scores, run.y, count)], dim=1)
+    )
+    values = scores.gather(1, chosen)
+    return Boundaries(values[:, 1:] - values[:, :1], slopes[:, 1:] - slopes[:, :1], chosen[:, 1:], scores)
+
+
+def rivals_of(scores: Tensor, y: Tensor, count: int | None) -> Tensor:
+    """The `count` highest-scoring classes beside y (None: all of them), best first, int64 (m, k)."""
+    others = scores.shape[1] - 1
+    k = others if count is None else max(1, min(count, others))
+    return scores.scatter(1, y[:, None], -torch.inf).topk(k, dim=1).indices

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.fab import rivals_of
-from sparring.attacks.minimum_norm.parts import TINY, box, clamp, norm, reached, starts
+from sparring.attacks.minimum_norm.parts import TINY, boundaries, box, clamp, norm, reached, starts
 from sparring.attacks.minimum_norm.projections import plane_step
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
@@ -106,18 +105,13 @@ class SuperDeepFool(Attack):
 
     def _nearest_plane(self, run: Run, s: Walk) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the rival whose linearised boundary is nearest: its score above the true one's, the gradient, the scores."""
-        rivals = None if self.classes is None else self.classes - 1
-        scores, classes, slopes = run.jacobian(
-            s.x, lambda scores: torch.cat([run.y[:, None], rivals_of(scores, run.y, rivals)], dim=1)
-        )
-        values = scores.gather(1, classes)
-        values, normals = values[:, 1:] - values[:, :1], slopes[:, 1:] - slopes[:, :1]
-        size = norm(normals.flatten(0, 1), 2.0).reshape(values.shape)
+        planes = boundaries(run, s.x, self.classes)
+        size = norm(planes.normals.flatten(0, 1), 2.0).reshape(planes.values.shape)
         # where the start has crossed already, the plane is that of the class read there, the highest
-        plane = torch.where(reached(run, scores), 0, (values.abs() / size.clamp(min=TINY)).argmin(1))
+        plane = torch.where(reached(run, planes.scores), 0, (planes.values.abs() / size.clamp(min=TINY)).argmin(1))
         rows = torch.arange(len(plane), device=plane.device)
-        s.rival = classes[rows, plane + 1]
-        return values[rows, plane], normals[rows, plane], scores
+        s.rival = planes.rivals[rows, plane]
+        return planes.values[rows, plane], planes.normals[rows, plane], planes.scores
 
     def _step(self, run: Run, x: Tensor, value: Tensor, normal: Tensor, crossed: Tensor) -> Tensor:
         """From x towards the point of the plane nearest to the input, where x has crossed; else from x onto the plane, (m, ...).
