@@ -113,7 +113,7 @@ SUBJECTS = (
     Subject("mnist_certified_0.1", 0.15, 200, partial(network_and_data, "mnist_certified_0.1", 200)),
     Subject("cifar10_adv_2px", 2 / 255, 200, partial(network_and_data, "cifar10_adv_2px", 200)),
     Subject("cifar10_resnet20", 0.4 / 255, 200, partial(network_and_data, "cifar10_resnet20", 200)),
-    Subject("imagenet_mobilenet_v1_025", 0.2 / 255, 100, partial(network_and_data, "imagenet_mobilenet_v1_025", 100)),
+    Subject("imagenet_mobilenet_v1_025", 0.1 / 255, 100, partial(network_and_data, "imagenet_mobilenet_v1_025", 100)),
     Subject("trained here, fast AT at .15", 0.15, 200, _trained("fast", 0.15, 8, 200)),
     Subject("trained here, TRADES at .15", 0.15, 200, _trained("trades", 0.15, 4, 200)),
 )

@@ -17,7 +17,7 @@ from sparring.attacks.sparse import JSMA, VFGA, SigmaZero
 from sparring.attacks.sparse.pairs import best_pair
 from sparring.core.errors import InputError
 
-QUICK = [JSMA(), JSMA(theta=0.5), SigmaZero(steps=40), VFGA(draws=3)]
+QUICK = [JSMA(), JSMA(outputs="logits", theta=0.5), SigmaZero(steps=40), VFGA(draws=3)]
 
 
 def table_of_pairs(u: Tensor, v: Tensor) -> Tensor:
@@ -124,28 +124,59 @@ def test_jsma_goes_only_where_it_is_told() -> None:
     assert (small.distance[small.succeeded] <= 0.1 * x[0].numel()).all()
 
 
-@pytest.mark.parametrize(("params", "said"), [({"direction": "left"}, "direction"), ({"theta": 0.0}, "theta")])
+def test_jsma_on_probabilities_takes_the_best_pair_with_one_gradient() -> None:
+    """Against the paper's table of all pairs: the products of the sums of dp_t/dx and of -d(sum of the others)/dx."""
+    victim, (x, y) = tiny.trained(), tiny.correct(6)
+    aim = (y + 1) % 4
+    for goal in (sp.Targeted(aim), sp.Untargeted()):
+        result = JSMA()(victim, x, y, sp.L0(2), goal=goal)
+        leaf = x.clone().requires_grad_(True)
+        p = victim.scores(leaf).softmax(1)
+        own = p.gather(1, (aim if isinstance(goal, sp.Targeted) else y)[:, None]).sum()
+        sign = 1 if isinstance(goal, sp.Targeted) else -1
+        u = sign * torch.autograd.grad(own, leaf, retain_graph=True)[0].flatten(1)
+        v = -sign * torch.autograd.grad(p.sum() - own, leaf)[0].flatten(1)
+        free = torch.cat([x.flatten(1) < 1, x.flatten(1) > 0], 1)
+        u, v = (torch.cat([c, -c], 1).masked_fill(~free, -torch.inf) for c in (u, v))
+        for i in range(len(x)):
+            both_u, both_v = (c[i, :, None] + c[i, None] for c in (u, v))
+            product = torch.where((both_u > 0) & (both_v > 0), both_u * both_v, 0.0).fill_diagonal_(0.0)
+            d = x[i].numel()
+            pair = {int(product.argmax()) // (2 * d) % d, int(product.argmax()) % (2 * d) % d}
+            moved = (result.adversarial[i] != x[i]).flatten().nonzero().flatten().tolist()
+            assert set(moved) == pair
+        assert (result.backwards <= 2).all()
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [({"direction": "left"}, "direction"), ({"theta": 0.0}, "theta"), ({"outputs": "labels"}, "outputs")],
+)
 def test_jsma_refuses_what_it_cannot_do(params: dict[str, object], said: str) -> None:
     x, y = tiny.correct(1)
     with pytest.raises(InputError, match=said):
         JSMA(**params)(tiny.trained(), x, y, sp.L0())  # type: ignore[arg-type]
 
 
-def test_a_photograph_fits_in_two_gibibytes() -> None:
+@pytest.mark.parametrize("outputs", ["probabilities", "logits"])
+def test_a_photograph_fits_in_two_gibibytes(outputs: str) -> None:
     """A table of the pairs of 3 x 224 x 224 features would take 84 GiB."""
     code = """
-import resource, torch, sparring as sp
+import resource, sys, torch, sparring as sp
 from sparring.attacks.sparse import JSMA
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(4 * 28 * 28, 5))
 for p in net.parameters():
     torch.nn.init.normal_(p, std=0.1, generator=g)
-result = JSMA()(sp.Victim(net.eval()), torch.rand(1, 3, 224, 224, generator=g), None, sp.ThreatModel(sp.L0(), steps=4))
+attack, x = JSMA(outputs=sys.argv[1]), torch.rand(1, 3, 224, 224, generator=g)
+result = attack(sp.Victim(net.eval()), x, None, sp.ThreatModel(sp.L0(), steps=4))
 assert result.backwards.item() > 1 and result.distance.item() >= 2, result
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, outputs], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 2 * 2**20  # kibibytes
 

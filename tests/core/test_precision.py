@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 import sparring as sp
 import tiny
@@ -143,3 +147,40 @@ def test_crafting_for_training_keeps_to_float32(fast_hardware: None, monkeypatch
     monkeypatch.setattr(Scout, "objective", sp.Victim.objective)
     sp.PGD(steps=2)(victim, x, y, sp.Linf(0.01), early_stop=False)
     assert asked == ["scout", "scout"]
+
+
+class Rows(TorchFunctionMode):
+    """Notes how many rows come to linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.linear:
+            self.seen.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_last_layers_meet_few_numbers_of_rows_and_nobody_notices() -> None:
+    """Every number of rows that oneDNN multiplies in bfloat16 costs memory for good."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(convolutions(8), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)).eval().requires_grad_(False)
+    x = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    explorer = Scout(sp.Victim(net))
+
+    def gradient(m: int) -> tuple[Tensor, Tensor]:
+        leaf = x[:m].clone().requires_grad_(True)
+        value, scores = explorer.objective(leaf, lambda s: s.logsumexp(1))
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        return scores.detach(), grad
+
+    with Rows() as rows:
+        found = {m: gradient(m) for m in range(1, 65)}
+    assert set(rows.seen) == {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64}
+    for scores, grad in found.values():
+        m = len(scores)
+        assert grad.shape == x[:m].shape
+        assert torch.allclose(scores, found[64][0][:m], atol=0.02)
+        assert torch.allclose(grad, found[64][1][:m], atol=0.02 * float(grad.abs().max()))

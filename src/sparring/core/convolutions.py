@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def quick_input_gradients(apply: bool) -> Iterator[None]:
 
 def has_strided_convolutions(net: object) -> bool:
     """Whether a network has a convolution that this serves; compiled and scripted networks are left alone."""
-    if not isinstance(net, nn.Module) or isinstance(net, torch.jit.ScriptModule) or hasattr(net, "_orig_mod"):
+    if not runs_in_python(net):
         return False
     return any(
         type(m) is nn.Conv2d
@@ -50,6 +50,11 @@ def has_strided_convolutions(net: object) -> bool:
         and _serves(m.weight, m.stride, m.padding, m.dilation, m.groups)
         for m in net.modules()
     )
+
+
+def runs_in_python(net: object) -> TypeGuard[nn.Module]:
+    """Whether a network's layers call torch one by one, so that a mode can send their calls elsewhere."""
+    return isinstance(net, nn.Module) and not isinstance(net, torch.jit.ScriptModule) and not hasattr(net, "_orig_mod")
 
 
 class _Shortcut(TorchFunctionMode):

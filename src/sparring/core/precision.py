@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
+from sparring.core.convolutions import runs_in_python
 from sparring.core.errors import InputError
 from sparring.core.network import Victim
 from sparring.core.rng import KeyedRandom
@@ -17,6 +22,8 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 # Multiplications in one forward of all samples below which casting costs what the faster arithmetic saves: measured, a small
 # network for MNIST breaks even at about 15 samples, a ResNet-20 at one.
 WORTH_CASTING = 10_000_000
+# Numbers of rows between one power of two and the next that a last layer meets.
+SIZES = 4
 
 _work: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = weakref.WeakKeyDictionary()
 
@@ -34,16 +41,41 @@ class Scout(Victim):
 
     def scores(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
         """Scores (n, k) in float32, computed in bfloat16."""
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        with self._bfloat16(x.device.type):
             return self.exact.scores(_channels_last(x), noise).float()
 
     def objective(
         self, x: Tensor, loss: Callable[[Tensor], Tensor], noise: KeyedRandom | None = None
     ) -> tuple[Tensor, Tensor]:
         """What the exact view raises, of scores computed in bfloat16; both in float32."""
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        with self._bfloat16(x.device.type):
             value, scores = self.exact.objective(_channels_last(x), lambda s: loss(s.float()), noise)
         return value.float(), scores.float()
+
+    @contextlib.contextmanager
+    def _bfloat16(self, device: str) -> Iterator[None]:
+        """Autocast, and on CPUs what keeps its compiled products few."""
+        few = _EvenRows() if device == "cpu" and runs_in_python(self.net) else contextlib.nullcontext()
+        with torch.autocast(device, dtype=torch.bfloat16), few:
+            yield
+
+
+class _EvenRows(TorchFunctionMode):
+    """Gives linear layers over single vectors, the last ones of convolutional networks, only few different numbers of rows.
+
+    oneDNN compiles its bfloat16 product anew for each number of rows and never lets go of it: 70 MiB a layer for all below 256.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.linear and not kwargs and args[0].ndim == 2:
+            x, *rest = args
+            m = len(x)
+            more = -m % max(1, (1 << max(0, m.bit_length() - 1)) // SIZES)
+            if more:
+                return func(torch.cat([x, x[:more].detach()]), *rest)[:m]
+        return func(*args, **(kwargs or {}))
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from sparring.evaluation.evidence import Evidence
 from sparring.evaluation.executors import Executor
 from sparring.evaluation.findings import Check, Context, Finding, Phase, checks
 from sparring.evaluation.intervals import clopper_pearson, widened
+from sparring.evaluation.memory import give_back
 from sparring.evaluation.plan import Plan, Step
 from sparring.evaluation.presets import Facts
 from sparring.evaluation.progress import AuditEnded, AuditStarted, CheckFinished, UnitFinished, UnitStarted
@@ -193,6 +194,7 @@ class Engine:
         for check in left:
             with seeded(seed * 1_000_003 + check.number, setting.victim.device):
                 finding = run_check(check, context)
+            give_back()
             self.store.write_finding(finding)
             self._tell(CheckFinished("check", finding))
 

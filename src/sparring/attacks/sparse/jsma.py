@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.minimum_norm.parts import clamp, starts, width
-from sparring.attacks.sparse.pairs import best_pair
+from sparring.attacks.sparse.pairs import best_pair, top_pair
 from sparring.core.attack import Attack
 from sparring.core.errors import InputError
 from sparring.core.losses import Loss
@@ -17,6 +17,7 @@ from sparring.core.runner import Run
 from sparring.core.threat import Access
 
 DIRECTIONS = ("up", "down", "both")
+OUTPUTS = ("probabilities", "logits")
 
 
 def _own(scores: Tensor, label: Tensor) -> Tensor:
@@ -27,14 +28,20 @@ def _others(scores: Tensor, label: Tensor) -> Tensor:
     return scores.sum(1) - _own(scores, label)
 
 
+def _odds(scores: Tensor, label: Tensor) -> Tensor:
+    return _own(scores, label) - scores.scatter(1, label[:, None], -torch.inf).logsumexp(1)
+
+
 # What must rise: the target's score, and the fall of all others; untargeted, the fall of the true class and the others' rise.
 OWN = Loss("own_score", lambda s, y: -_own(s, y), lambda s, y, t: _own(s, t))
 OTHERS = Loss("other_scores", _others, lambda s, y, t: -_others(s, t))
+# The logarithm of p / (1 - p): its gradient points where that of the probability p does, and does not vanish as p nears 0 or 1.
+ODDS = Loss("log_odds", lambda s, y: -_odds(s, y), lambda s, y, t: _odds(s, t))
 
 
 @dataclass
 class Picture:
-    """The current point and, from the first half of a step to the second, the slope of the class of interest."""
+    """The current point, and the slope of the class of interest there."""
 
     x: Tensor
     slope: Tensor
@@ -49,7 +56,8 @@ class Picture:
         access=Access.GRADIENTS,
         spaces=("l0",),
         minimal=True,
-        cost="2 x (forward + backward) for every pair of features; memory grows with the features, not with their pairs",
+        cost="1 forward + backward for every pair of features, 2 where outputs='logits'; memory grows with the features, not "
+        "with their pairs",
         caveats="Greedy: it never takes a change back, and needs several times the features that sigma-zero does. Made for "
         "pictures whose features sit at a bound, such as white strokes on black.",
         floor={"l0": 4.0},
@@ -61,13 +69,15 @@ class JSMA(Attack):
     """Jacobian saliency map: take the pair (p, q) with the largest (u_p + u_q)(v_p + v_q), both sums positive, and move it.
 
     Towards a target t, u = ds_t/dx and v = -d(sum of s_j, j != t)/dx; untargeted, u = -ds_y/dx and v = d(sum of s_j, j != y)/dx,
-    each times the direction in which the feature would move. A feature leaves the search when it meets a bound. The pair is the
-    exact best one (see `best_pair`). A pixel of `L0(pixels=True)` is one feature: its channels move together.
+    each times the direction in which the feature would move. Where s are probabilities, which sum to 1, v is u, and one gradient
+    serves both. A feature leaves the search when it meets a bound. The pair is the exact best one (see `best_pair`). A pixel of
+    `L0(pixels=True)` is one feature: its channels move together.
 
     Args:
         theta: how far a feature moves in one step, in units of the bounds' width; the paper's 1 goes to the bound.
         gamma: the largest share of the features to change, where the space has no eps; .145 in the paper.
         direction: "up" (the paper's), "down", or "both": every feature both ways, whichever serves.
+        outputs: what s are: "probabilities", or "logits", which costs twice and on real networks nearly always changes more.
 
     Example:
         >>> import torch, sparring as sp
@@ -81,6 +91,7 @@ class JSMA(Attack):
     theta: float = 1.0
     gamma: float = 1.0
     direction: str = "both"
+    outputs: str = "probabilities"
 
     def search(self, run: Run) -> None:
         """Move pair after pair."""
@@ -90,17 +101,19 @@ class JSMA(Attack):
             raise InputError(f"theta is {self.theta}; a share of the bounds' width is needed, 0 < theta <= 1")
         if run.space.bounds is None:
             raise InputError("JSMA moves features to the victim's bounds, and this victim declares none")
+        if self.outputs not in OUTPUTS:
+            raise InputError(f"outputs is {self.outputs!r}; it must be one of {', '.join(OUTPUTS)}")
         x = starts(run)
         features = run.x[0].numel() // (run.x.shape[1] if run.space.pixels else 1)
         s = run.begin(Picture(x, torch.zeros_like(x)))
         for _ in run.steps(int(features / self.theta) + 1):
-            s.slope = run.gradient(s.x, OWN).grad
+            s.slope = run.gradient(s.x, OWN if self.outputs == "logits" else ODDS).grad
             run.give_up(run.found())  # from its first success on, more pairs could only cost more
             run.shrink()
             if not len(run.rows):
                 return
             limit = self.gamma * features if run.space.eps is None else run.space.eps
-            moved, useful = self._move(run, s, run.gradient(s.x, OTHERS).grad)
+            moved, useful = self._move(run, s, run.gradient(s.x, OTHERS).grad if self.outputs == "logits" else None)
             useful = useful & (run.space.distance(moved - run.x) <= limit)
             s.x = moved
             run.give_up(~useful)
@@ -108,17 +121,21 @@ class JSMA(Attack):
         if len(run.rows):
             run.evaluate(s.x)
 
-    def _move(self, run: Run, s: Picture, other: Tensor) -> tuple[Tensor, Tensor]:
-        """The points with their best pair moved, and which have one: bool (m,)."""
-        ways = self._ways(run, s.x, s.slope + other)
+    def _move(self, run: Run, s: Picture, other: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The points with their best pair moved, and which have one: bool (m,); `other` is the second slope, if it is another."""
+        ways = self._ways(run, s.x, s.slope if other is None else s.slope + other)
         pixels, m = run.space.pixels, len(s.x)
-        coordinates = []
-        for slope in (s.slope, other):
+
+        def along(slope: Tensor) -> Tensor:
             parts = [(w * slope).sum(1, keepdim=True) if pixels else w * slope for w in ways]
-            coordinates.append(torch.cat([p.flatten(1) for p in parts], 1))
-        free = torch.cat([(w != 0).any(1).flatten(1) if pixels else (w != 0).flatten(1) for w in ways], 1)
-        u, v = coordinates
-        pair, value = best_pair(u, v.masked_fill(~free, -torch.inf))
+            return torch.cat([p.flatten(1) for p in parts], 1)
+
+        barred = torch.cat([(w == 0).all(1).flatten(1) if pixels else (w == 0).flatten(1) for w in ways], 1)
+        u = along(s.slope)
+        if other is None:
+            pair, value = top_pair(u.masked_fill(barred, -torch.inf))
+        else:
+            pair, value = best_pair(u, along(other).masked_fill(barred, -torch.inf))
         taken = torch.zeros_like(u).scatter_(1, pair, 1.0)
         step = torch.zeros_like(s.x)
         for w, part in zip(ways, taken.chunk(len(ways), 1), strict=True):

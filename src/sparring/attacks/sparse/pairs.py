@@ -51,6 +51,21 @@ def best_pair(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return chosen.gather(1, where), value
 
 
+def top_pair(u: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair p != q with the largest u_p + u_q: what `best_pair` finds where v is u, by one look.
+
+    Args:
+        u: (m, d); elements that must not be chosen are -inf.
+
+    Returns:
+        The pair, int64 (m, 2), and its sum, (m,), negative where no pair may be chosen.
+    """
+    if u.shape[1] < 2:
+        return torch.zeros(len(u), 2, dtype=torch.int64, device=u.device), u.new_full((len(u),), -torch.inf)
+    top = u.topk(2, dim=1)
+    return top.indices, top.values.sum(1)
+
+
 def _undominated(u: Tensor, v: Tensor) -> Tensor:
     """Bool (m, d): which elements are not below both of two pivots."""
     tiny = torch.finfo(u.dtype).tiny
