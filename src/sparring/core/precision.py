@@ -23,7 +23,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 # network for MNIST breaks even at about 15 samples, a ResNet-20 at one.
 WORTH_CASTING = 10_000_000
 # Numbers of rows between one power of two and the next that a last layer meets.
-SIZES = 4
+SIZES = 8
 
 _work: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = weakref.WeakKeyDictionary()
 

@@ -275,10 +275,10 @@ class Run:
         """Note the successes at x, (m, ...), inside the space, among the samples `only`, bool (m,); by a gradient's scores."""
         self._note(x, self._output(self._gradients(), x, scores), sure=self._scout is None, only=only)
 
-    def jacobian(self, x: Tensor, classes: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (m, k), the classes chosen from them (m, j), and the gradients of those scores (m, j, ...).
+    def jacobian(self, x: Tensor, outputs: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (m, k) at x, several values made of them (m, j), and the gradients of those (m, j, ...).
 
-        One forward and j backwards. `classes` maps scores to class numbers, int64 (m, j).
+        One forward and j backwards. `outputs` maps scores to the values, differentiably.
 
         Raises:
             SearchOver: every sample is decided by this forward; the runner catches it.
@@ -291,14 +291,15 @@ class Run:
         self._count(forwards=1)
         self._note(point, self._output(view, point, scores))
         self._stop_if_over()
-        chosen = classes(scores.detach())
+        with torch.enable_grad():
+            values = outputs(scores)
+            sums = values.sum(0).unbind()
         rows = []
-        for j in range(chosen.shape[1]):
-            with torch.enable_grad():
-                one = scores.gather(1, chosen[:, j : j + 1]).sum()
-            rows.append(self._differentiate(one, leaf, retain_graph=j + 1 < chosen.shape[1]))
+        for j, one in enumerate(sums):
+            rows.append(self._differentiate(one, leaf, retain_graph=j + 1 < len(sums)))
             self._count(backwards=1)
-        return scores.detach(), chosen, torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
+        slopes = torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
+        return scores.detach(), values.detach(), slopes
 
     def evaluate(self, x: Tensor) -> Tensor:
         """The scores (m, k) at x by a forward alone, noted like those of a gradient step."""

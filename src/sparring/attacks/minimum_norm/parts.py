@@ -228,7 +228,7 @@ class Boundaries(NamedTuple):
     """The linearised boundaries between the true class and each of j rivals at one point of each sample.
 
     Attributes:
-        values: each rival's score above the true one's, the highest first, (m, j).
+        values: each rival's score above the true one's, (m, j).
         normals: their gradients, (m, j, ...).
         rivals: the rivals, int64 (m, j).
         scores: all scores, (m, k).
@@ -240,20 +240,25 @@ class Boundaries(NamedTuple):
     scores: Tensor
 
 
-def boundaries(run: Run, x: Tensor, classes: int | None) -> Boundaries:
-    """Linearise at x, (m, ...), the boundaries to the highest-scoring rivals, with one forward and a backward per class.
+def boundaries(run: Run, x: Tensor, classes: int | None, rivals: Tensor | None = None) -> Boundaries:
+    """Linearise at x, (m, ...), the boundaries to several rivals, with one forward and a backward for each.
 
     Args:
         run: the samples in play.
         x: the points.
-        classes: how many classes, the true one included; None for all.
+        classes: how many classes, the true one included, the highest-scoring first; None for all.
+        rivals: the rivals, int64 (m, j), where they are known.
     """
     count = None if classes is None else classes - 1
-    scores, chosen, slopes = run.jacobian(
-        x, lambda scores: torch.cat([run.y[:, None], rivals_of(scores, run.y, count)], dim=1)
-    )
-    values = scores.gather(1, chosen)
-    return Boundaries(values[:, 1:] - values[:, :1], slopes[:, 1:] - slopes[:, :1], chosen[:, 1:], scores)
+    chosen = rivals
+
+    def above(scores: Tensor) -> Tensor:
+        nonlocal chosen
+        chosen = rivals_of(scores.detach(), run.y, count) if chosen is None else chosen
+        return scores.gather(1, chosen) - scores.gather(1, run.y[:, None])
+
+    scores, values, normals = run.jacobian(x, above)
+    return Boundaries(values, normals, chosen, scores)  # type: ignore[arg-type]
 
 
 def rivals_of(scores: Tensor, y: Tensor, count: int | None) -> Tensor:
