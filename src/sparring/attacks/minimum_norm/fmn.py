@@ -33,7 +33,7 @@ from sparring.core.threat import Access
 # The first step by p, as a factor and a power of the number of elements, times eps: in units of the half diagonal of the cube in
 # Linf, of the radius in L2, and in L1 of a length halfway between one changed element and all of them. Much longer steps only
 # jump about a small ball; in Linf, shorter ones hardly reach the corners of a large one.
-PACE = {1.0: (3.0, -0.25), 2.0: (2.0, 0.0), math.inf: (5.0, 0.5)}
+PACE = {1.0: (3.0, -0.25), 2.0: (0.5, 0.0), math.inf: (5.0, 0.5)}
 
 
 @dataclass
@@ -142,12 +142,13 @@ def next_radius(s: Walk, hit: Tensor, length: Tensor, g: Gradient, c: float, p: 
 
 
 def project(run: Run, s: Walk, delta: Tensor) -> Tensor:
-    """The point nearest to x + delta in the ball of radius eps around x and in the bounds, (m, ...)."""
+    """The point nearest to x + delta in the ball of radius eps around x, in L2 on its sphere, and in the bounds, (m, ...)."""
     p, eps = run.space.p, per_sample(s.eps, delta)
     if math.isinf(p):
         return clamp(run, torch.clamp(delta, -eps, eps).add_(run.x))
     if p == 2:
-        return clamp(run, delta.mul_((eps / per_sample(norm(delta, 2.0), delta)).clamp_(max=1.0)).add_(run.x))
+        # onto the sphere, where the smallest change is: measured on a flat victim, inside the ball a third of the steps are lost
+        return clamp(run, delta.mul_(eps / per_sample(norm(delta, 2.0).clamp(min=TINY), delta)).add_(run.x))
     if p == 0:
         inside = clamp(run, run.x + delta).sub_(run.x)
         return l0_keep(delta, inside, s.eps, run.space.pixels).add_(run.x)
