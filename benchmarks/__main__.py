@@ -30,6 +30,7 @@ SECTIONS = {
     "regions-survivors": "benchmarks.regions:survivors",
     "audit-standard": "benchmarks.audits:standard",
     "audit-fast": "benchmarks.audits:fast",
+    "audit-fast-large": "benchmarks.audits:fast_large",
     "audit-memory": "benchmarks.audits:memory",
     "audit-workers": "benchmarks.audits:workers",
     "training-cost": "benchmarks.training_cost:cost",
@@ -43,7 +44,7 @@ SECTIONS = {
 ONCE = {
     *("balls", "scores", "scores-large", "labels", "labels-large", "square-imagenet"),
     "negatives",
-    *("regions-hard", "regions-survivors", "audit-fast", "audit-memory"),
+    *("regions-hard", "regions-survivors", "audit-fast", "audit-fast-large", "audit-memory"),
     *("training-mnist-fast", "training-mnist-trades", "training-mnist-pgd"),
 }
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
