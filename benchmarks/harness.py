@@ -95,10 +95,10 @@ def foolbox_model(foolbox: ModuleType, net: torch.nn.Module) -> Any:
 
 
 @contextlib.contextmanager
-def seeded() -> Iterator[None]:
-    """A forked global random state from seed 0, for what draws from it."""
+def seeded(seed: int = 0) -> Iterator[None]:
+    """A forked global random state from a seed, for what draws from it."""
     with torch.random.fork_rng():
-        torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
+        torch.random.set_rng_state(torch.Generator().manual_seed(seed).get_state())
         yield
 
 

@@ -51,7 +51,7 @@ class Subject:
 TINY = (Subject("mnist_adv", 0.3, 30), Subject("cifar10_adv_2px", 2 / 255, 30))
 LARGE = (
     Subject("cifar10_resnet20", 1 / 255, 10),
-    Subject("imagenet_mobilenet_v1_025", 2 / 255, 50, BUDGETS[:2]),
+    Subject("imagenet_mobilenet_v1_025", 2 / 255, 20, BUDGETS[:2]),
 )
 
 
