@@ -23,6 +23,7 @@ SECTIONS = {
     "scores-large": "benchmarks.queries:by_scores_large",
     "labels": "benchmarks.queries:by_labels",
     "labels-large": "benchmarks.queries:by_labels_large",
+    "labels-equal": "benchmarks.queries:by_labels_equal",
     "square-imagenet": "benchmarks.queries:published",
     "queries-floor": "benchmarks.query_speed:floors",
     "queries-speed": "benchmarks.query_speed:peers",

@@ -7,7 +7,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor, nn
 
 import sparring as sp
-from benchmarks.harness import foolbox_model, peer, seeded, table
+from benchmarks.harness import foolbox_model, interleave, peer, seeded, spread, table
 from benchmarks.zoo import load_zoo, network_and_data
 from sparring.core.registry import make_attack
 
@@ -27,6 +28,8 @@ BUDGETS = (100, 1000, 5000)
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 SCORES = ("square", "simba", "bandits", "nes", "spsa", "genattack")
 LABELS = ("hopskipjump", "boundary", "sign-opt", "surfree", "geoda")
+# Budgets at which we look whether ours is as near as a peer.
+STAIRS = (300, 500, 700, 1000, 1300, 1600, 2000, 2500, 3000, 4000, 5000)
 # ART takes inputs one by one: it is given so many of them
 FEW = 10
 
@@ -234,6 +237,58 @@ def by_labels(rounds: int) -> str:
 def by_labels_large(rounds: int) -> str:
     """The same on networks of ordinary size."""
     return _labels(LARGE, "queries-large")
+
+
+def by_labels_equal(rounds: int) -> str:
+    """Our time until the median is as near as foolbox's after its last budget, over foolbox's, on a hundred samples."""
+    foolbox = peer("foolbox")
+    if foolbox is None:
+        return "foolbox is not installed"
+    rows = []
+    for tiny in TINY:
+        subject = replace(tiny, n=100)
+        net, x, y = subject.load()
+        victim = sp.Victim(net, name=subject.name)
+        victim.admit(x, y)
+        for told, attack in (
+            ("hopskipjump", foolbox.attacks.HopSkipJumpAttack(steps=200)),
+            ("boundary", foolbox.attacks.BoundaryAttack(steps=25_000)),
+        ):
+            theirs = partial(_foolbox, foolbox, attack, net, x, y, subject)
+            goal = float(theirs()[-1].median())
+            runs = {budget: partial(_at, told, victim, x, y, budget) for budget in STAIRS}
+            enough = next((budget for budget in STAIRS if runs[budget]() <= goal), STAIRS[-1])
+            timed = interleave({"ours": runs[enough], "theirs": theirs}, rounds, 0)
+            ours, peers = timed["ours"], timed["theirs"]
+            rows.append(
+                [
+                    *(subject.name, f"{len(x)}", told, f"{goal:.3g}", f"{peers.median:.1f} s"),
+                    *(f"{enough:,}", f"{ours.value:.3g}", f"{ours.median:.1f} s", spread(ours.ratio(peers))),
+                ]
+            )
+    return (
+        f"Label attacks until the median L2 distance is as near as foolbox's after {BUDGETS[-1]:,} queries a sample\n\n"
+        + table(
+            [
+                "victim",
+                "n",
+                "attack",
+                "foolbox",
+                "its time",
+                "our queries",
+                "sparring",
+                "our time",
+                "sparring / foolbox",
+            ],
+            rows,
+        )
+    )
+
+
+def _at(attack: str, victim: sp.Victim, x: Tensor, y: Tensor, budget: int) -> float:
+    """The median distance that one of ours reaches with so many queries."""
+    result = make_attack(attack)(victim, x, y, sp.ThreatModel(sp.L2(), access="labels", queries=budget))
+    return float(result.distance.masked_fill(~result.succeeded, torch.inf).median())
 
 
 def _labels(subjects: tuple[Subject, ...], picture: str) -> str:
