@@ -134,9 +134,12 @@ class Evidence:
         shard = sample // self.plan.shard
         unit = next(u for u in self.units if u["step"] == step and u["shard"] == shard)
         stored = _cached_shard(self.folder / INPUTS_FOLDER / unit["file"], unit["digest"])
-        both = stored["original"][place], stored["adversarial"][place]
         # copies: a row of a tensor would keep all the file's inputs in memory
-        return tuple(one.clone() if isinstance(one, Tensor) else one for one in both)  # type: ignore[return-value]
+        original, adversarial = (
+            one.clone() if isinstance(one, Tensor) else one
+            for one in (stored["original"][place], stored["adversarial"][place])
+        )
+        return original, adversarial
 
     def closest(self, sample: int) -> int:
         """The step that holds a sample's smallest adversarial change; -1 where none does."""

@@ -16,7 +16,7 @@ from sparring.core.runner import Run
 from sparring.core.threat import Access
 
 # After the first step only so many rivals are linearised, those whose boundaries were nearest there: measured on five networks,
-# the distances are those of all ten classes, for a third of the backwards.
+# the median distances are those of all ten classes within a hundredth.
 NEAREST = 3
 # A step is no shorter than this share of the way gone: before a curved boundary ever shorter ones would never cross it.
 SHORTEST = 0.002

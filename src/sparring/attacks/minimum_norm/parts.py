@@ -249,16 +249,15 @@ def boundaries(run: Run, x: Tensor, classes: int | None, rivals: Tensor | None =
         classes: how many classes, the true one included, the highest-scoring first; None for all.
         rivals: the rivals, int64 (m, j), where they are known.
     """
-    count = None if classes is None else classes - 1
-    chosen = rivals
+
+    def chosen(scores: Tensor) -> Tensor:
+        return rivals_of(scores, run.y, None if classes is None else classes - 1) if rivals is None else rivals
 
     def above(scores: Tensor) -> Tensor:
-        nonlocal chosen
-        chosen = rivals_of(scores.detach(), run.y, count) if chosen is None else chosen
-        return scores.gather(1, chosen) - scores.gather(1, run.y[:, None])
+        return scores.gather(1, chosen(scores.detach())) - scores.gather(1, run.y[:, None])
 
     scores, values, normals = run.jacobian(x, above)
-    return Boundaries(values, normals, chosen, scores)  # type: ignore[arg-type]
+    return Boundaries(values, normals, chosen(scores), scores)
 
 
 def rivals_of(scores: Tensor, y: Tensor, count: int | None) -> Tensor:
