@@ -1,4 +1,4 @@
-"""DDN, FMN and SuperDeepFool: how long their steps are, what their last forwards bring, and known figures."""
+"""DDN, FMN, DeepFool and SuperDeepFool: how long their steps are, what their last forwards bring, and known figures."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import nn
 
 import sparring as sp
 import tiny
-from sparring.attacks.minimum_norm import DDN, FMN, SuperDeepFool
+from sparring.attacks.minimum_norm import DDN, FMN, DeepFool, SuperDeepFool
 from sparring.core.balls import Ball
 
 
@@ -44,7 +45,20 @@ def test_superdeepfool_differentiates_one_class_after_the_first_step() -> None:
     victim = tiny.trained()
     classes = int(victim.query(x).scores.shape[1])
     result = SuperDeepFool(steps=9, patience=99)(victim, x, y, sp.L2())
-    assert (result.backwards == classes + 8).all()
+    assert (result.backwards == classes - 1 + 8).all()
+
+
+def test_deepfool_follows_three_rivals_after_the_first_step() -> None:
+    g = torch.Generator().manual_seed(3)
+    net = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 8)).eval().requires_grad_(False)
+    for p in net.parameters():
+        p.copy_(torch.randn(p.shape, generator=g) * 0.8)
+    victim, x = sp.Victim(net), torch.rand(40, 10, generator=g)
+    result = DeepFool()(victim, x, victim.query(x).labels, sp.L2())
+    later = result.backwards - 7
+    assert (later % 3 == 0).all()
+    assert (later > 0).any()
+    assert result.succeeded.all()
 
 
 def test_known_figures_on_digits(zoo: ModuleType) -> None:

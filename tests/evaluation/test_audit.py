@@ -156,6 +156,8 @@ def test_every_kept_input_is_what_it_claims_to_be(finished: Audit) -> None:
     assert [case.radius for case in cases] == sorted(case.radius for case in cases)
     for case in cases:
         original, adversarial = finished.evidence.pair(case.step, case.sample)
+        # a copy: a view would keep every input of its file in memory
+        assert original.untyped_storage().nbytes() == original.nbytes
         assert torch.equal(original, x[case.sample])
         assert case.label == y[case.sample]
         assert int(victim.query(adversarial[None]).labels) == case.predicted != case.label
