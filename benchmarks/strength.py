@@ -20,7 +20,7 @@ BALLS: tuple[tuple[str, int, tuple[sp.Linf | sp.L2 | sp.L1, ...]], ...] = (
     ("mnist_certified_0.1", 100, (sp.Linf(0.1),)),
     ("cifar10_adv_2px", 100, (sp.Linf(2 / 255), sp.L2(0.5), sp.L1(6.0))),
     ("cifar10_resnet20", 30, (sp.Linf(0.5 / 255),)),
-    ("imagenet_mobilenet_v1_025", 10, (sp.Linf(0.5 / 255),)),
+    ("imagenet_mobilenet_v1_025", 50, (sp.Linf(0.1 / 255),)),
 )
 DISTANCES = (("mnist_adv", 60), ("mnist_certified_0.1", 60), ("cifar10_adv_2px", 80))
 LARGE, PHOTOGRAPHS = (("cifar10_resnet20", 16),), (("imagenet_mobilenet_v1_025", 6),)
