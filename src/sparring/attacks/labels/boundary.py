@@ -42,7 +42,7 @@ class Walker:
         minimal=True,
         cost="1.2 queries a step",
         caveats="Needs thousands of steps where HopSkipJump needs hundreds of queries; a yardstick more than a tool. "
-        "Targeted, it needs a start of the target's class. Its first steps are thirty times the usual ones: they adapt downwards sooner.",
+        "Targeted, it needs a start of the target's class. Its first steps are longer than the paper's, and adapt.",
         floor={"l2": 0.45},
     )
 )
