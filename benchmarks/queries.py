@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import sparring as sp
 from benchmarks.harness import foolbox_model, interleave, peer, seeded, spread, table
-from benchmarks.zoo import load_zoo, network_and_data
+from benchmarks.zoo import load_zoo, network_and_data, read_right
 from sparring.core.registry import make_attack
 
 BUDGETS = (100, 1000, 5000)
@@ -46,9 +46,8 @@ class Subject:
     def load(self) -> tuple[nn.Module, Tensor, Tensor]:
         """The network and the first n samples that it reads right."""
         net, x, y = network_and_data(self.name, 3 * self.n)
-        with torch.no_grad():
-            right = (net(x).argmax(1) == y).nonzero().squeeze(1)[: self.n]
-        return net, x[right], y[right]
+        x, y = read_right(net, x, y)
+        return net, x[: self.n], y[: self.n]
 
 
 TINY = (Subject("mnist_adv", 0.3, 30), Subject("cifar10_adv_2px", 2 / 255, 30))
@@ -250,10 +249,7 @@ def by_labels_equal(rounds: int) -> str:
         net, x, y = subject.load()
         victim = sp.Victim(net, name=subject.name)
         victim.admit(x, y)
-        for told, attack in (
-            ("hopskipjump", foolbox.attacks.HopSkipJumpAttack(steps=200)),
-            ("boundary", foolbox.attacks.BoundaryAttack(steps=25_000)),
-        ):
+        for told, attack in foolbox_by_labels(foolbox).items():
             theirs = partial(_foolbox, foolbox, attack, net, x, y, subject)
             goal = float(theirs()[-1].median())
             runs = {budget: partial(_at, told, victim, x, y, budget) for budget in STAIRS}
@@ -309,12 +305,9 @@ def _labels(subjects: tuple[Subject, ...], picture: str) -> str:
                 lines[attack].append(result.distance.masked_fill(~result.succeeded, torch.inf))
             times[attack] = f"{took / _floor(net, x, int(result.queries.sum())):.2f}"
         if (foolbox := peer("foolbox")) is not None:
-            lines["foolbox HopSkipJump"] = _foolbox(
-                foolbox, foolbox.attacks.HopSkipJumpAttack(steps=200), net, x, y, subject
-            )
-            lines["foolbox Boundary"] = _foolbox(
-                foolbox, foolbox.attacks.BoundaryAttack(steps=25_000), net, x, y, subject
-            )
+            theirs = foolbox_by_labels(foolbox)
+            lines["foolbox HopSkipJump"] = _foolbox(foolbox, theirs["hopskipjump"], net, x, y, subject)
+            lines["foolbox Boundary"] = _foolbox(foolbox, theirs["boundary"], net, x, y, subject)
         if peer("art") is not None and subject in TINY:
             for told, ours, make in _art_by_labels():
                 lines[f"{told}, {FEW} samples"] = _art(make, net, x[:FEW], y[:FEW], 2.0, subject.budgets)
@@ -341,6 +334,14 @@ def _art_by_labels() -> list[tuple[str, str, Callable[[Any], Any]]]:
         ("ART GeoDA", "geoda", lambda c: evasion.GeoDA(c, max_iter=5000, verbose=False)),
         ("ART HopSkipJump", "hopskipjump", lambda c: evasion.HopSkipJump(c, max_iter=200, verbose=False)),
     ]
+
+
+def foolbox_by_labels(foolbox: Any) -> dict[str, Any]:
+    """Foolbox's label attacks by the names of ours, with more steps than any budget here pays."""
+    return {
+        "hopskipjump": foolbox.attacks.HopSkipJumpAttack(steps=200),
+        "boundary": foolbox.attacks.BoundaryAttack(steps=25_000),
+    }
 
 
 def _foolbox(foolbox: Any, attack: Any, net: nn.Module, x: Tensor, y: Tensor, subject: Subject) -> list[Tensor]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import sparring as sp
 from benchmarks.floors import Passes
 from benchmarks.harness import Timed, foolbox_model, interleave, peer, seeded, spread, table
-from benchmarks.queries import SpentError, room_for_art
-from benchmarks.zoo import network_and_data
+from benchmarks.queries import SpentError, foolbox_by_labels, room_for_art
+from benchmarks.zoo import network_and_data, read_right
 from sparring.core.registry import make_attack
 
 # victim, samples and queries a sample, and the Linf radius: the tiny networks' own cost is next to nothing
@@ -131,9 +131,7 @@ def peers(rounds: int) -> str:
     rows = []
     for name, eps in PEERED:
         net, x, y = network_and_data(name, 2 * MANY)
-        with torch.no_grad():
-            right = net(x).argmax(1) == y
-        x, y = x[right][:MANY], y[right][:MANY]
+        x, y = (part[:MANY] for part in read_right(net, x, y))
         victim = sp.Victim(net, name=name)
         victim.admit(x, y)
         for attack, others in contenders(eps).items():
@@ -214,10 +212,8 @@ def contenders(eps: float) -> dict[str, dict[str, Contender]]:
 
         found["square"]["pyautoattack"] = Contender(MANY, autoattack)
     if (foolbox := peer("foolbox")) is not None:
-        found["boundary"]["foolbox"] = Contender(MANY, _foolbox(foolbox, foolbox.attacks.BoundaryAttack(steps=25_000)))
-        found["hopskipjump"]["foolbox"] = Contender(
-            MANY, _foolbox(foolbox, foolbox.attacks.HopSkipJumpAttack(steps=200))
-        )
+        for name, theirs in foolbox_by_labels(foolbox).items():
+            found[name]["foolbox"] = Contender(MANY, _foolbox(foolbox, theirs))
     if peer("art") is not None:
         from art.attacks import evasion
 

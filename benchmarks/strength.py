@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import sparring as sp
 from benchmarks.harness import Timed, foolbox_model, interleave, peer, seeded, spread, table
-from benchmarks.zoo import network_and_data
+from benchmarks.zoo import network_and_data, read_right
 from sparring import attacks
 
 BALLS: tuple[tuple[str, int, tuple[sp.Linf | sp.L2 | sp.L1, ...]], ...] = (
@@ -29,7 +30,7 @@ PHOTOS = ("DDN", "FMN", "DeepFool", "SuperDeepFool")
 # Shares of the steps with which we try to be as near as the best peer.
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7)
 # Victims on which three seeds take minutes.
-SMALL = ("adv", "certified_0.1", "adv_2px")
+SMALL = {name for name, _ in DISTANCES}
 AA_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
@@ -43,7 +44,7 @@ def balls(rounds: int) -> str:
             for kind, ours, peers in _pairs(space)[: 2 if name.startswith("imagenet") else 3]:
                 contenders = {"sparring": _ours(ours, victim, x, y, space)}
                 contenders |= {who: make(net, x, y) for who, make in peers.items()}
-                timed = interleave(contenders, rounds=3 if name.endswith(SMALL) else 1, warmup=0)
+                timed = interleave(contenders, rounds=3 if name in SMALL else 1, warmup=0)
                 for who, t in timed.items():
                     ratio = "" if who == "sparring" else spread(timed["sparring"].ratio(t))
                     each = ", ".join(f"{share:.1%}" for share in t.value)
@@ -144,9 +145,7 @@ def _distances(victims: tuple[tuple[str, int], ...], rounds: int) -> str:
     rows = []
     for name, n in victims:
         net, x, y = network_and_data(name, n)
-        with torch.no_grad():
-            right = net(x).argmax(1) == y
-        x, y = x[right], y[right]
+        x, y = read_right(net, x, y)
         victim = sp.Victim(net, name=name)
         for told, space, ours, peers in _minimal():
             if name.startswith("imagenet") and not told.startswith(PHOTOS):
@@ -297,21 +296,14 @@ def saliency(rounds: int) -> str:
     theta, gamma = 1.0, 0.1
     for name, n in (("mnist_adv", 40), ("cifar10_adv_2px", 40), ("cifar10_resnet20", 20)):
         net, x, y = network_and_data(name, n)
-        with torch.no_grad():
-            right = net(x).argmax(1) == y
-        x, y = x[right], y[right]
+        x, y = read_right(net, x, y)
         aim = (y + 1) % 10
         victim = sp.Victim(net, name=name)
         victim.admit(x, y)
-
-        def ours(
-            share: float, way: str = "both", outputs: str = "probabilities", on: tuple[Any, ...] = (victim, x, y, aim)
-        ) -> Callable[[], Tensor]:
-            return _our_saliency(attacks.JSMA(theta=theta, gamma=share, direction=way, outputs=outputs), *on)
-
+        ours = partial(_our_saliency, victim, x, y, aim, theta)
         contenders: dict[str, Callable[[], Tensor]] = {
             "sparring": ours(gamma),
-            "sparring, up": ours(gamma, "up"),
+            "sparring, up": ours(gamma, direction="up"),
             "sparring, of logits": ours(gamma, outputs="logits"),
         }
         if (art := peer("art.attacks.evasion")) is not None:
@@ -344,7 +336,10 @@ def _reached(net: nn.Module, x: Tensor, adversarial: Tensor, aim: Tensor) -> tup
     return float(hit.float().mean()), float(pixels.masked_fill(~hit, torch.inf).median())
 
 
-def _our_saliency(attack: Any, victim: sp.Victim, x: Tensor, y: Tensor, aim: Tensor) -> Callable[[], Tensor]:
+def _our_saliency(
+    victim: sp.Victim, x: Tensor, y: Tensor, aim: Tensor, theta: float, gamma: float, **params: Any
+) -> Callable[[], Tensor]:
+    attack = attacks.JSMA(theta=theta, gamma=gamma, **params)
     return lambda: attack(victim, x, y, sp.L0(), goal=sp.Targeted(aim), batch_size=len(x)).adversarial
 
 

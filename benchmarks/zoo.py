@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 
 from sparring.data import assets_folder
@@ -33,3 +34,10 @@ def network_and_data(name: str, n: int) -> tuple[nn.Module, Tensor, Tensor]:
     """A network of the zoo and the first n samples of the data it was trained for."""
     zoo = load_zoo()
     return (zoo.load(name), *zoo.data(name.split("_")[0], n))
+
+
+def read_right(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The samples that a network reads right."""
+    with torch.no_grad():
+        right = net(x).argmax(1) == y
+    return x[right], y[right]

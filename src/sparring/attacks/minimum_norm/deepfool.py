@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import boundaries, dual, norm
+from sparring.attacks.minimum_norm.parts import boundaries, norm
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.registry import Card, attack
@@ -76,7 +76,7 @@ class DeepFool(Attack):
                 if not len(run.rows):
                     return
             planes = boundaries(run, s.x, self.classes, s.rivals)
-            size = norm(planes.normals.flatten(0, 1), dual(run.space.p)).reshape(planes.values.shape)
+            size = planes.slopes(run.space.p)
             # a point exactly on a plane still has to cross it
             gap = torch.maximum(planes.values.abs(), 1e-6 * planes.scores.abs().amax(1, keepdim=True))
             distance = torch.where(size > 0, gap / size.clamp(min=torch.finfo(size.dtype).tiny), torch.inf)

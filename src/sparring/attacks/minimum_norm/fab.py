@@ -12,7 +12,6 @@ from sparring.attacks.minimum_norm.parts import (
     boundaries,
     box,
     clamp,
-    dual,
     farthest,
     norm,
     polish,
@@ -120,7 +119,7 @@ class FAB(Attack):
             g = run.gradient(s.x, get_loss("margin") if s.rivals is None else towards(s.rivals[:, walk]))
             return g.loss, g.grad, g.scores
         planes = boundaries(run, s.x, self.classes)
-        size = norm(planes.normals.flatten(0, 1), dual(run.space.p)).reshape(planes.values.shape)
+        size = planes.slopes(run.space.p)
         nearest = (planes.values.abs() / size.clamp(min=TINY)).argmin(1)
         rows = torch.arange(len(nearest), device=nearest.device)
         return planes.values[rows, nearest], planes.normals[rows, nearest], planes.scores

@@ -239,6 +239,10 @@ class Boundaries(NamedTuple):
     rivals: Tensor
     scores: Tensor
 
+    def slopes(self, p: float) -> Tensor:
+        """The dual norms of the normals, (m, j): how fast each value rises with a distance of norm p."""
+        return norm(self.normals.flatten(0, 1), dual(p)).reshape(self.values.shape)
+
 
 def boundaries(run: Run, x: Tensor, classes: int | None, rivals: Tensor | None = None) -> Boundaries:
     """Linearise at x, (m, ...), the boundaries to several rivals, with one forward and a backward for each.

@@ -106,7 +106,7 @@ class SuperDeepFool(Attack):
     def _nearest_plane(self, run: Run, s: Walk) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the rival whose linearised boundary is nearest: its score above the true one's, the gradient, the scores."""
         planes = boundaries(run, s.x, self.classes)
-        size = norm(planes.normals.flatten(0, 1), 2.0).reshape(planes.values.shape)
+        size = planes.slopes(2.0)
         # where the start has crossed already, the plane is that of the class read there, the highest
         plane = torch.where(reached(run, planes.scores), 0, (planes.values.abs() / size.clamp(min=TINY)).argmin(1))
         rows = torch.arange(len(plane), device=plane.device)
