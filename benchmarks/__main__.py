@@ -24,6 +24,7 @@ SECTIONS = {
     "labels": "benchmarks.queries:by_labels",
     "labels-large": "benchmarks.queries:by_labels_large",
     "labels-equal": "benchmarks.queries:by_labels_equal",
+    "pixels-equal": "benchmarks.queries:by_pixels_equal",
     "square-imagenet": "benchmarks.queries:published",
     "queries-floor": "benchmarks.query_speed:floors",
     "queries-speed": "benchmarks.query_speed:peers",

@@ -29,7 +29,8 @@ PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 SCORES = ("square", "simba", "bandits", "nes", "spsa", "genattack")
 LABELS = ("hopskipjump", "boundary", "sign-opt", "surfree", "geoda")
 # Budgets at which we look whether ours is as near as a peer.
-STAIRS = (300, 500, 700, 1000, 1300, 1600, 2000, 2500, 3000, 4000, 5000)
+STAIRS = (300, 400, 500, 600, 700, 850, 1000, 1300, 1600, 2000, 2500, 3000, 4000, 5000)
+PIXEL_STAIRS = (100, 200, 300, 400, 500, 600, 800, 1000, 1300, 1600, 2000)
 # ART takes inputs one by one: it is given so many of them
 FEW = 10
 
@@ -53,7 +54,7 @@ class Subject:
 TINY = (Subject("mnist_adv", 0.3, 30), Subject("cifar10_adv_2px", 2 / 255, 30))
 LARGE = (
     Subject("cifar10_resnet20", 1 / 255, 10),
-    Subject("imagenet_mobilenet_v1_025", 2 / 255, 20, BUDGETS[:2]),
+    Subject("imagenet_mobilenet_v1_025", 2 / 255, 20),
 )
 
 
@@ -279,6 +280,69 @@ def by_labels_equal(rounds: int) -> str:
             rows,
         )
     )
+
+
+def by_pixels_equal(rounds: int) -> str:
+    """Our time until one pixel fools as many samples as a peer's search does with its last query, over the peer's."""
+    rows = []
+    for tiny in TINY:
+        subject = replace(tiny, n=100)
+        net, x, y = subject.load()
+        victim = sp.Victim(net, name=subject.name)
+        victim.admit(x, y)
+        ours = {budget: partial(_one_pixel, victim, x, y, budget) for budget in PIXEL_STAIRS}
+        for told, attack in _peers_by_pixel().items():
+            theirs = partial(attack, net, x, y)
+            goal = theirs()
+            enough = next((budget for budget in PIXEL_STAIRS if ours[budget]() >= goal), PIXEL_STAIRS[-1])
+            timed = interleave({"ours": ours[enough], "theirs": theirs}, rounds, 0)
+            mine, peers = timed["ours"], timed["theirs"]
+            rows.append(
+                [
+                    *(subject.name, f"{len(x)}", told, f"{goal:.0%}", f"{peers.median:.1f} s", f"{enough:,}"),
+                    *(f"{mine.value:.0%}", f"{mine.median:.1f} s", spread(mine.ratio(peers))),
+                ]
+            )
+    return (
+        "One pixel by differential evolution, until as many samples are fooled as by a peer with "
+        f"{PIXEL_STAIRS[-1]:,} queries for each; the peers take them one by one\n\n"
+        + table(["victim", "n", "peer", "fooled", "its time", "our queries", "fooled", "our time", "ours / peer"], rows)
+    )
+
+
+def _one_pixel(victim: sp.Victim, x: Tensor, y: Tensor, budget: int) -> float:
+    threat = sp.ThreatModel(sp.L0(1, pixels=True), access="scores", queries=budget)
+    return float(make_attack("one-pixel")(victim, x, y, threat).succeeded.float().mean())
+
+
+def _peers_by_pixel() -> dict[str, Callable[[nn.Module, Tensor, Tensor], float]]:
+    """The share that each peer fools; the first wrong answer within the budget counts, returned or not."""
+    found: dict[str, Callable[[nn.Module, Tensor, Tensor], float]] = {}
+    if (torchattacks := peer("torchattacks")) is not None:
+
+        def by_torchattacks(net: nn.Module, x: Tensor, y: Tensor) -> float:
+            fooled = 0
+            for i in range(len(x)):
+                image, label = x[i : i + 1], y[i : i + 1]
+                counting = Counting(net, image, label, torch.inf, PIXEL_STAIRS[-1:]).eval()
+                with warnings.catch_warnings(), seeded(), contextlib.suppress(SpentError):
+                    warnings.simplefilter("ignore")
+                    torchattacks.OnePixel(counting, pixels=1, steps=1000, popsize=25)(image, label)
+                fooled += int(torch.isfinite(counting.distances()[0]).sum())
+            return fooled / len(x)
+
+        found["torchattacks"] = by_torchattacks
+    if peer("art") is not None:
+        from art.attacks.evasion import PixelAttack
+
+        def by_art(net: nn.Module, x: Tensor, y: Tensor) -> float:
+            make = partial(PixelAttack, th=1, es=1, max_iter=100, verbose=False)
+            with contextlib.redirect_stdout(None):
+                (nearest,) = _art(make, net, x, y, torch.inf, PIXEL_STAIRS[-1:])
+            return float(torch.isfinite(nearest).float().mean())
+
+        found["ART"] = by_art
+    return found
 
 
 def _at(attack: str, victim: sp.Victim, x: Tensor, y: Tensor, budget: int) -> float:

@@ -17,14 +17,14 @@ B = TypeVar("B", bound=Batch)
 def take(batch: B, index: Tensor) -> B:
     """The samples of `batch` at `index`, int64 (m,), in that order."""
     if isinstance(batch, Tensor):
-        return batch[index.to(batch.device)]  # type: ignore[return-value]
+        return batch.index_select(0, index.to(batch.device))  # type: ignore[return-value]
     return [batch[i] for i in index.tolist()]  # type: ignore[return-value]
 
 
 def put(batch: Batch, index: Tensor, rows: Batch) -> None:
     """Write `rows` into `batch` at `index`, in place; `batch` is a tensor or a list."""
     if isinstance(batch, Tensor) and isinstance(rows, Tensor):
-        batch[index.to(batch.device)] = rows.to(batch.dtype)
+        batch.index_copy_(0, index.to(batch.device), rows.to(batch.dtype))
     elif isinstance(batch, list):
         for i, row in zip(index.tolist(), rows, strict=True):
             batch[i] = row

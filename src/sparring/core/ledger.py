@@ -15,7 +15,10 @@ from sparring.core.errors import InputError
 
 @dataclass
 class Ledger:
-    """What the run knows about all n samples of its batch, decided or not."""
+    """What the run knows about all n samples of its batch, decided or not.
+
+    `changed` is set by whatever may decide a sample, and cleared by who has looked.
+    """
 
     found: Tensor
     best: Batch
@@ -23,6 +26,7 @@ class Ledger:
     given_up: Tensor
     forwards: Tensor
     backwards: Tensor
+    changed: bool = True
 
     @classmethod
     def open(cls, x: Batch, device: torch.device) -> Ledger:
@@ -54,6 +58,23 @@ class Ledger:
         put(self.best, rows, take(candidates, index))
         self.best_cost[rows] = cost[index]
         self.found[rows] = True
+        self.changed = True
+
+    def overrule(self, rows: Tensor, points: Batch, cost: Tensor) -> None:
+        """Put other successes, one for each of these samples, in the place of what stands there, nearer or not."""
+        put(self.best, rows, points)
+        self.best_cost[rows] = cost
+        self.changed = True
+
+    def give_up(self, rows: Tensor) -> None:
+        """End these samples, found or not."""
+        self.given_up[rows] = True
+        self.changed = True
+
+    def begin_again(self) -> None:
+        """What was given up is taken up again."""
+        self.given_up.zero_()
+        self.changed = True
 
 
 def select_fields(state: Any, index: Tensor, m: int) -> None:

@@ -41,6 +41,7 @@ class Oracle:
         victim.require(min(access, Access.SCORES), "an oracle of this access")
         self.victim, self.access, self.budget, self.batch_size = victim, access, budget, batch_size
         self.spent = torch.zeros(n, dtype=torch.int64, device=victim.device)
+        self._most = 0  # no sample has spent more
         use_cache = victim.traits.costly if cache is None else cache
         self._cache: dict[tuple[int, int], tuple[int, Tensor | None, bool | None]] | None = {} if use_cache else None
 
@@ -50,8 +51,21 @@ class Oracle:
             return torch.full_like(rows, 2**62)
         return self.budget - self.spent[rows]
 
-    def __call__(self, x: Batch, rows: Tensor, noise: KeyedRandom | None = None) -> tuple[Prediction, Tensor]:
+    @property
+    def ending(self) -> bool:
+        """Whether some sample may have spent its budget; `left` says which."""
+        return self.budget is not None and self._most >= self.budget
+
+    def __call__(
+        self, x: Batch, rows: Tensor, noise: KeyedRandom | None = None, *, apart: bool = False
+    ) -> tuple[Prediction, Tensor]:
         """Ask about the inputs x, of which input i belongs to sample rows[i] (a sample may ask several at once).
+
+        Args:
+            x: the inputs.
+            rows: whose they are, int64 (m,).
+            noise: for a stochastic victim, one row an input.
+            apart: the caller knows that no sample asks twice here.
 
         Returns:
             The prediction for every input, and `granted`, bool (m,). Inputs past a sample's budget are not granted:
@@ -59,10 +73,9 @@ class Oracle:
         """
         if self._cache is not None:
             return self._cached(x, rows, noise)
-        granted = self._grant(rows)
-        self.spent.index_add_(0, rows, granted.long())
-        if self.budget is None or bool(granted.all()):
-            return self._ask(x, noise), granted
+        granted = self._charge(rows, apart)
+        if granted is None:
+            return self._ask(x, noise), torch.ones_like(rows, dtype=torch.bool)
         index = granted.nonzero().squeeze(1)
         if len(index):
             answer = self._ask(take(x, index), None if noise is None else noise.take(index))
@@ -76,13 +89,30 @@ class Oracle:
         known = self.access is not Access.LABELS and self.victim.classes is not None
         return Prediction(labels, torch.zeros(0, self.victim.classes or 0, device=labels.device) if known else None)
 
-    def _grant(self, rows: Tensor) -> Tensor:
-        """Bool (m,): which queries their samples can still pay, in the order they were asked."""
-        if self.budget is None:
-            return torch.ones_like(rows, dtype=torch.bool)
+    def _charge(self, rows: Tensor, apart: bool) -> Tensor | None:
+        """Bool (m,): which queries their samples can still pay, and have paid, in the order they were asked; None for all."""
+        if apart:
+            asked, most = None, self._most + 1
+        else:
+            asked = torch.bincount(rows, minlength=len(self.spent))
+            most = self._most + int(asked.max()) if len(rows) else self._most
+        if self.budget is None or most <= self.budget:
+            if asked is not None:
+                self.spent += asked
+            elif len(rows) == len(self.spent):  # no index then: on small networks its price shows
+                self.spent += 1
+            else:
+                self.spent[rows] += 1
+            self._most = most
+            return None
+        granted = self._affordable(rows)
+        self.spent.index_add_(0, rows, granted.long())
+        self._most = int(self.spent.max())
+        return None if bool(granted.all()) else granted
+
+    def _affordable(self, rows: Tensor) -> Tensor:
+        """Bool (m,): which queries are among the last that their samples can pay."""
         left = self.left(rows)
-        if bool((rows[1:] > rows[:-1]).all()):  # one query a sample, the common case
-            return left > 0
         order = rows.argsort(stable=True)
         ordered = rows[order]
         position = torch.arange(len(rows), device=rows.device)
@@ -113,9 +143,8 @@ class Oracle:
                 fresh.setdefault(key, i)
         index = torch.tensor(list(fresh.values()), dtype=torch.int64, device=rows.device)
         if len(index):
-            paid = self._grant(rows[index])
-            self.spent.index_add_(0, rows[index], paid.long())
-            index = index[paid]
+            paid = self._charge(rows[index], apart=False)
+            index = index if paid is None else index[paid]
         if len(index):
             answer = self._ask(take(x, index), None if noise is None else noise.take(index))
             for j, i in enumerate(index.tolist()):

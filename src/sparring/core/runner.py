@@ -149,6 +149,11 @@ class Run:
             over = over | (self.ledger.backwards[rows] >= self.threat.steps)
         return over
 
+    def _may_be_over(self) -> bool:
+        """Whether anything that `_decided` looks at may have changed since `shrink` last did: most steps decide nothing."""
+        oracle = self.oracle
+        return self.ledger.changed or self.threat.steps is not None or (oracle is not None and oracle.ending)
+
     def begin(self, state: S) -> S:
         """Register what the attack keeps between steps: a dataclass of tensors with leading dimension m.
 
@@ -170,7 +175,10 @@ class Run:
 
     def shrink(self) -> None:
         """Drop the decided samples from the run and from the state given to `begin`."""
+        if not self._may_be_over():
+            return
         over = self._decided()
+        self.ledger.changed = False
         if not bool(over.any()):
             return
         self._keep_last(over.nonzero().squeeze(1))
@@ -180,7 +188,7 @@ class Run:
 
     def give_up(self, mask: Tensor) -> None:
         """End the samples where `mask`, bool (m,), is true, found or not: they have converged or cannot go on."""
-        self.ledger.given_up[self.rows[mask]] = True
+        self.ledger.give_up(self.rows[mask])
 
     def _keep_last(self, index: Tensor) -> None:
         """The current point becomes the last candidate of the samples at `index` that have no recorded success."""
@@ -206,7 +214,7 @@ class Run:
         if restart == 0:
             self.last = own(self.whole[0])
         else:
-            self.ledger.given_up.zero_()
+            self.ledger.begin_again()
             self._activate(torch.arange(len(self.last), device=self.rows.device))
             self._activate(self.rows[~self._decided()])
         with contextlib.suppress(SearchOver):
@@ -342,8 +350,11 @@ class Run:
             raise CapabilityError(f"this run has access to {self.access}; queries need access to labels or scores")
         owner = self.rows if rows is None else self.rows[rows]
         point = self._snap_at(x, rows)
-        answer, granted = self.oracle(point, owner, self._noise(rows))
-        self.ledger.forwards.index_add_(0, owner, granted.long())
+        answer, granted = self.oracle(point, owner, self._noise(rows), apart=rows is None)
+        if rows is None and not self.oracle.ending:  # all were granted
+            self._count(forwards=1)
+        else:
+            self.ledger.forwards.index_add_(0, owner, granted.long())
         goal, y = (self.goal, self.y) if rows is None else (self.goal.take(rows), self.y[rows])
         reached = goal.achieved(answer, y) & granted
         if bool(reached.any()):  # most queries reach nothing, and a margin costs more than a look at the labels
@@ -421,8 +432,11 @@ class Run:
         """Record the successes at `point`, among the samples `only` where given; unsure ones are looked at once more."""
         if self._blind:
             return
-        reached = self.goal.achieved(output, self.y, CLAIM_SLACK)
+        reached = self.goal.achieved(output, self.y)
         reached = reached if only is None else reached & only
+        if not bool(reached.any()):  # most steps of a search reach nothing
+            return
+        reached = reached & self.goal.achieved(output, self.y, CLAIM_SLACK)
         if not sure:
             reached = self._confirmed(point, reached)
         self._record(point, reached)
@@ -462,7 +476,7 @@ class Run:
             self.ledger.record(candidates, cost, owner[index], nearest=self.smallest)
 
     def _stop_if_over(self) -> None:
-        if bool(self._decided().all()):
+        if self._may_be_over() and bool(self._decided().all()):
             raise SearchOver
 
 

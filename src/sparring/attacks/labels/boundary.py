@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sparring.attacks.labels.frequencies import Frequencies
 from sparring.attacks.labels.parts import crosses, first_points, to_boundary
 from sparring.attacks.query.noise import Noise
 from sparring.attacks.query.parts import clamp_
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
+from sparring.core.errors import InputError
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
@@ -42,7 +45,8 @@ class Walker:
         minimal=True,
         cost="1.2 queries a step",
         caveats="Needs thousands of steps where HopSkipJump needs hundreds of queries; a yardstick more than a tool. "
-        "Targeted, it needs a start of the target's class. Its first steps are longer than the paper's, and adapt.",
+        "Targeted, it needs a start of the target's class. Its first steps are longer than the paper's, and adapt; its "
+        "directions are smoother (Brunner et al. 2019, Guessing Smart, arXiv:1812.09803), smooth=0 gives the paper's.",
         floor={"l2": 0.45},
     )
 )
@@ -50,11 +54,16 @@ class Walker:
 class Boundary(Attack):
     """The boundary attack; each sample adapts its own two step sizes.
 
+    What fools a classifier of pictures is smoother than noise: most of a direction's energy goes into its lowest frequencies,
+    and some is left for the rest, which a network without a defence minds the most.
+
     Args:
         steps: proposals.
         sideways: the first orthogonal step, relative to the distance.
         towards: the first step towards the original, relative to the distance.
         adaptation: the factor by which step sizes change.
+        smooth: the share of a direction's energy in the lowest frequencies; rows have none, and take white noise.
+        frequencies: the share of each side's frequencies that are the lowest.
         tries: random points asked for a first adversarial one.
     """
 
@@ -62,18 +71,25 @@ class Boundary(Attack):
     sideways: float = 0.3
     towards: float = 0.1
     adaptation: float = 1.02
+    smooth: float = 0.7
+    frequencies: float = 0.25
     tries: int = 100
 
     def search(self, run: Run) -> None:
         """Find a start, walk."""
+        if not (0 <= self.smooth <= 1 and 0 < self.frequencies <= 1):
+            raise InputError(
+                f"smooth and frequencies are {self.smooth} and {self.frequencies}; they must be in [0, 1] and (0, 1]"
+            )
         start, found = first_points(run, self.tries)
         run.give_up(~found)
+        waves = Frequencies.of(run.x, self.frequencies)
         start = to_boundary(run, start, torch.full((len(start),), 1e-3, device=start.device), found)
         level = torch.ones(len(start), device=start.device)
         first = Walker(start, self.sideways * level, self.towards * level, 0.5 * level, 0.25 * level, Noise.of(run))
         s = run.begin(first)
         for t in run.steps(self.steps):
-            side = self._sideways(run, s)
+            side = self._sideways(run, s, self._direction(s, waves))
             if t % APART == 0:
                 stays, granted = crosses(run, side)
                 s.kept = torch.where(granted, 0.8 * s.kept + 0.2 * stays, s.kept)
@@ -85,11 +101,21 @@ class Boundary(Attack):
             s.gained = torch.where(granted, 0.97 * s.gained + 0.03 * gains, s.gained)
             s.towards = self._adapted(s.towards, s.gained, 0.25, self.adaptation)
 
+    def _direction(self, s: Walker, waves: Frequencies) -> Tensor:
+        """Random directions with their share of low frequencies, of any length, (m, d)."""
+        share = self.smooth if waves.down is not None else 0.0
+        if not share:
+            return s.noise.normal(s.x).flatten(1)
+        low = waves.vectors(s.noise.normal(s.x.new_empty(len(s.x), waves.size))).flatten(1)
+        if share == 1:
+            return low
+        weight = math.sqrt((1 - share) / share * waves.size / low.shape[1])  # energies add up in numbers of coordinates
+        return low.add_(s.noise.normal(s.x).flatten(1), alpha=weight)
+
     @staticmethod
-    def _sideways(run: Run, s: Walker) -> Tensor:
-        """A random step orthogonal to the way home, back on the sphere around the original."""
+    def _sideways(run: Run, s: Walker, u: Tensor) -> Tensor:
+        """The step along u, which is changed, orthogonal to the way home and back on the sphere around the original."""
         away = (s.x - run.x).flatten(1)
-        u = s.noise.normal(s.x).flatten(1)
         # the part of u across `away`, of length sideways * distance, needs two lengths and one product alone
         distance = away.square().sum(1).sqrt().clamp(min=1e-12)
         along = (u * away).sum(1) / distance

@@ -32,8 +32,8 @@ def crosses(run: Run, x: Batch, rows: Tensor | None = None) -> tuple[Tensor, Ten
         rows: the active sample of each point, int64 (j,); None for one each, in order.
     """
     answer, granted = run.ask(x, rows)
-    mine = rows if rows is not None else torch.arange(len(x), device=run.y.device)
-    hit = run.goal.take(mine).achieved(answer, run.y[mine]) & granted
+    goal, y = (run.goal, run.y) if rows is None else (run.goal.take(rows), run.y[rows])
+    hit = goal.achieved(answer, y) & granted
     return hit, granted
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from sparring.attacks.minimum_norm.parts import TINY, Rounds, clamp, norm, reached, starts, width
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
-from sparring.core.batch import put
 from sparring.core.errors import InputError
 from sparring.core.losses import get_loss
 from sparring.core.outputs import Prediction
@@ -137,5 +136,5 @@ class EAD(Attack):
         s.least = torch.where(better, cost, s.least)
         s.chosen = torch.where(per_sample(better, point), point, s.chosen)
         index = torch.isfinite(s.least).nonzero().squeeze(1)
-        put(run.ledger.best, run.rows[index], s.chosen[index])
-        run.ledger.best_cost[run.rows[index]] = run.space.take(index).cost(run.x[index], s.chosen[index])
+        cost = run.space.take(index).cost(run.x[index], s.chosen[index])
+        run.ledger.overrule(run.rows[index], s.chosen[index], cost)

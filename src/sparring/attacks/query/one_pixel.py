@@ -64,14 +64,14 @@ class OnePixel(Attack):
         queries: queries per sample where the threat model names no number; the default is the paper's hundred
             generations.
         population: members; None takes the paper's 400, or a twentieth of the budget where that is less.
-        weight: F.
+        weight: F. The paper's 0.5 draws the members together before they have found the place: it needs twice the queries.
         best: take the fittest member for a, as most implementations do; False takes a random one, as the paper does.
         loss: the fitness; cross-entropy orders candidates as the paper's class probability does.
     """
 
     queries: int = 40_400
     population: int | None = None
-    weight: float = 0.5
+    weight: float = 0.8
     best: bool = True
     loss: str = "ce"
 
@@ -130,11 +130,14 @@ def _allowed(run: Run) -> Tensor:
 
 
 def _first(run: Run, most: int, size: int) -> Tensor:
-    """The first generation: uniform places, normal colours around the middle of the range (Su 2019, section 3.4)."""
+    """The first generation: uniform places, normal colours around the middle of the range (Su 2019, section 3.4).
+
+    They spread thrice as wide as the paper's, so that most stand at the ends of the range, where colours fool most.
+    """
     c = _pixels(run).shape[1]
     place = run.rng.uniform((most, size, 2), "place")
     even = run.rng.uniform((most, size, c), "colour", 1e-6, 1.0)
-    colour = 0.5 + 0.5 * math.sqrt(2.0) * torch.erfinv(2 * even - 1)
+    colour = 0.5 + 1.5 * math.sqrt(2.0) * torch.erfinv(2 * even - 1)
     return torch.cat([place, colour.clamp(0.0, 1.0)], dim=3).transpose(1, 2).to(run.x.dtype)
 
 
