@@ -154,9 +154,18 @@ def test_the_low_frequencies_are_an_orthonormal_basis_of_a_subspace(shape: tuple
         assert waves.coordinates(flipped).norm() < 0.9 * c.norm()
 
 
+def test_photographs_keep_as_many_waves_as_pay() -> None:
+    assert Frequencies.of(torch.zeros(1, 3, 224, 224), None).size == 3 * 64 * 64
+    assert Frequencies.of(torch.zeros(1, 3, 224, 100), None).size == 3 * 64 * 50
+    assert Frequencies.of(torch.zeros(1, 1, 28, 28), None).size == Frequencies.of(torch.zeros(1, 1, 28, 28), 0.5).size
+    assert Frequencies.of(torch.zeros(1, 3, 224, 224), 1.0).size == 3 * 224 * 224  # who asks for all gets all
+
+
 @pytest.mark.parametrize(
     "attack",
     [
+        Boundary(smooth=1.5),
+        Boundary(frequencies=0.0),
         SurFree(frequencies=0.0),
         SurFree(angle=120.0),
         SurFree(adaptation=1.0),
@@ -170,6 +179,14 @@ def test_hyper_parameters_out_of_range_are_refused(attack: sp.Attack) -> None:
     x, y = tiny.correct(1)
     with pytest.raises(InputError):
         attack(tiny.trained(), x, y, sp.ThreatModel(sp.L2(), queries=50))
+
+
+def test_smooth_directions_bring_the_walk_nearer_on_a_robust_network(zoo: ModuleType) -> None:
+    victim = sp.Victim(zoo.load("mnist_adv"))
+    x, y = zoo.data("mnist", 20)
+    threat = sp.ThreatModel(sp.L2(), queries=400)
+    smooth, white = (Boundary(smooth=share)(victim, x, y, threat).median_distance for share in (0.7, 0.0))
+    assert smooth < 0.9 * white
 
 
 def test_on_a_robust_network_both_are_nearer_than_hopskipjump_at_500_queries(zoo: ModuleType) -> None:

@@ -72,8 +72,9 @@ def test_budgets_are_exact_whatever_is_asked_together(
             spent[row] += expected[-1]
         part = x[at : at + len(call)]
         at += len(call)
-        answer, granted = ask(part, torch.tensor(call, dtype=torch.int64))
+        answer, granted = ask(part, torch.tensor(call, dtype=torch.int64), apart=len(set(call)) == len(call))
         assert granted.tolist() == expected
+        assert ask.ending or max(spent) < budget  # nobody's end is missed
         assert len(answer) == len(call)
         assert (answer.labels[~granted] == -1).all()
         torch.testing.assert_close(answer.labels[granted], (part @ W.T).argmax(1)[granted])

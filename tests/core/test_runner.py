@@ -256,6 +256,20 @@ def test_many_candidates_at_once_are_each_paid_for() -> None:
     assert granted_all == [[True] * 8, [True, True, False, False] * 2]
 
 
+def test_photographs_are_asked_about_in_batches_that_a_processors_cache_holds() -> None:
+    sizes: list[int] = []
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return x.mean((2, 3))
+
+    x = torch.rand(4, 3, 224, 224)
+    result = sp.attacks.NES(samples=10)(sp.Victim(Net().eval()), x, None, sp.ThreatModel(sp.Linf(1e-4), queries=42))
+    assert max(sizes[2:]) <= 2**20 // x[0].numel() + 1  # the first two look at the victim's traits
+    assert (result.queries <= 42).all()
+
+
 def test_the_first_success_of_a_sample_counts_in_a_ball_and_the_nearest_where_the_smallest_is_sought() -> None:
     def body(run: Run) -> None:
         run.begin(At(run.x.clone()))

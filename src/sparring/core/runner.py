@@ -34,6 +34,10 @@ from sparring.core.victim import BaseVictim
 
 S = TypeVar("S")
 
+# Numbers in the inputs of one forward on a CPU that answers queries: beyond, what passes between its layers falls out of the
+# processor's cache (measured on a MobileNet and photographs: a photograph in a batch of 30 takes 2.3 times as long as in one of 6).
+CACHED = 2**20
+
 # A success within float rounding of the boundary could vanish at the re-check or at another batch size.
 CLAIM_SLACK = 1e-5
 
@@ -112,6 +116,8 @@ class Run:
         if Access.LABELS <= terms.access <= Access.SCORES:
             # many candidates of one sample share a forward, however few samples are attacked at once
             size = max(256, terms.batch_size)
+            if isinstance(victim, Victim) and isinstance(x, Tensor) and x.device.type == "cpu" and len(x):
+                size = max(1, min(size, CACHED // max(1, x[0].numel())))
             self.oracle = Oracle(victim, terms.access, len(x), budget=threat.queries, batch_size=size)
         self.whole = (x, y, threat, rng)
         self.ledger = Ledger.open(x, y.device)

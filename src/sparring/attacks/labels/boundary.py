@@ -77,13 +77,11 @@ class Boundary(Attack):
 
     def search(self, run: Run) -> None:
         """Find a start, walk."""
-        if not (0 <= self.smooth <= 1 and 0 < self.frequencies <= 1):
-            raise InputError(
-                f"smooth and frequencies are {self.smooth} and {self.frequencies}; they must be in [0, 1] and (0, 1]"
-            )
+        if not 0 <= self.smooth <= 1:
+            raise InputError(f"smooth is {self.smooth}, a share of the energy; it must be in [0, 1]")
+        waves = Frequencies.of(run.x, self.frequencies)
         start, found = first_points(run, self.tries)
         run.give_up(~found)
-        waves = Frequencies.of(run.x, self.frequencies)
         start = to_boundary(run, start, torch.full((len(start),), 1e-3, device=start.device), found)
         level = torch.ones(len(start), device=start.device)
         first = Walker(start, self.sideways * level, self.towards * level, 0.5 * level, 0.25 * level, Noise.of(run))

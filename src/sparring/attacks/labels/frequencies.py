@@ -9,9 +9,13 @@ from torch import Tensor
 
 from sparring.attacks.query.parts import as_pictures
 from sparring.attacks.query.simba import cosines
+from sparring.core.errors import InputError
 
 # Sides shorter than this keep every frequency: a few waves alone would leave too little room to move in.
 LEAST = 8
+# Half of a side's frequencies, where nothing is asked for, are no more than so many: on photographs more of them cost as much
+# as the victim's forward, and lead no nearer.
+MOST = 64
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,19 @@ class Frequencies:
     channels: int
 
     @classmethod
-    def of(cls, x: Tensor, share: float) -> Frequencies:
-        """The subspace for inputs shaped like x, (n, ...), with `share` of each side's frequencies."""
+    def of(cls, x: Tensor, share: float | None) -> Frequencies:
+        """The subspace for inputs shaped like x, (n, ...), with `share` of each side's frequencies; None takes half, or `MOST`.
+
+        Raises:
+            InputError: a share outside (0, 1].
+        """
+        if share is not None and not 0 < share <= 1:
+            raise InputError(f"frequencies is {share}, the share of each side's that is used; it must be in (0, 1]")
         if x.ndim == 2:
             return cls(None, None, tuple(x.shape[1:]), x.shape[1])
         _, c, h, w = as_pictures(x).shape
-        down, across = (cosines(side).to(x)[: max(round(share * side), min(side, LEAST))] for side in (h, w))
+        count = {side: min(MOST, round(side / 2)) if share is None else round(share * side) for side in (h, w)}
+        down, across = (cosines(side).to(x)[: max(count[side], min(side, LEAST))] for side in (h, w))
         return cls(down, across, tuple(x.shape[1:]), c)
 
     @property

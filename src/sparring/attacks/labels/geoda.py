@@ -83,7 +83,8 @@ class GeoDA(Attack):
         queries: queries per sample where the threat model names no number.
         first: about how many queries the first normal takes; it decides T.
         decay: lambda, the rate at which the distance to the best point is thought to fall from step to step.
-        frequencies: the share of each side's frequencies, the lowest, that the normal is made of.
+        frequencies: the share of each side's frequencies, the lowest, that the normal is made of; None takes half, and at most
+            64 of them.
         probe: delta, as a share of z's Euclidean distance from x.
         tries: random points asked for a first adversarial one.
     """
@@ -91,22 +92,20 @@ class GeoDA(Attack):
     queries: int = 10_000
     first: int = 30
     decay: float = 0.6
-    frequencies: float = 0.5
+    frequencies: float | None = None
     probe: float = 0.05
     tries: int = 100
 
     def search(self, run: Run) -> None:
         """Find a start; estimate and go."""
         positive(first=self.first, probe=self.probe)
-        if not (0 < self.frequencies <= 1 and 0 < self.decay < 1):
-            raise InputError(
-                f"frequencies and decay are {self.frequencies} and {self.decay}; they must be in (0, 1] and (0, 1)"
-            )
+        if not 0 < self.decay < 1:
+            raise InputError(f"decay is {self.decay}; it must be in (0, 1)")
+        waves = Frequencies.of(run.x, self.frequencies)
         total = budget(run, self.queries)
         start, found = first_points(run, self.tries)
         run.give_up(~found)
         start = to_boundary(run, start, torch.full((len(start),), _TOLERANCE, device=start.device), found)
-        waves = Frequencies.of(run.x, self.frequencies)
         m, ratio = len(start), self.decay ** (-2 / 3)
         steps = max(1, round(math.log1p(total * (ratio - 1) / self.first) / math.log(ratio)))
         none = start.new_zeros(m, waves.size)

@@ -65,7 +65,8 @@ class SurFree(Attack):
 
     Args:
         steps: directions.
-        frequencies: the share of each side's frequencies, the lowest, that directions are made of.
+        frequencies: the share of each side's frequencies, the lowest, that directions are made of; None takes half, and at
+            most 64 of them.
         angle: the first greatest angle, in degrees; it grows with each success and shrinks with each failure.
         adaptation: by which factor.
         grades: fractions of the greatest angle that are tried to both sides, from the greatest down.
@@ -75,7 +76,7 @@ class SurFree(Attack):
     """
 
     steps: int = 10_000
-    frequencies: float = 0.5
+    frequencies: float | None = None
     angle: float = 30.0
     adaptation: float = 0.9
     grades: int = 1
@@ -85,15 +86,14 @@ class SurFree(Attack):
 
     def search(self, run: Run) -> None:
         """Find a start, turn."""
-        if not (0 < self.frequencies <= 1 and 0 < self.adaptation < 1 and 0 < self.angle <= 90):
+        if not (0 < self.adaptation < 1 and 0 < self.angle <= 90):
             raise InputError(
-                f"frequencies, adaptation and angle are {self.frequencies}, {self.adaptation} and {self.angle}; they "
-                "must be in (0, 1], (0, 1) and (0, 90]"
+                f"adaptation and angle are {self.adaptation} and {self.angle}; they must be in (0, 1) and (0, 90]"
             )
+        waves = Frequencies.of(run.x, self.frequencies)
         start, found = first_points(run, self.tries)
         run.give_up(~found)
         start = to_boundary(run, start, torch.full((len(start),), 2.0**-10, device=start.device), found)
-        waves = Frequencies.of(run.x, self.frequencies)
         m, memory = len(start), min(self.memory, waves.size // 2)
         reach = torch.full((m,), math.radians(self.angle), device=start.device)
         s = run.begin(Circling(start, reach, start.new_zeros(m, memory, waves.size), Noise.of(run)))
