@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sparring.core.convolutions import runs_in_python
+from sparring.core.convolutions import has_strided_convolutions, runs_in_python
 from sparring.core.errors import InputError
 from sparring.core.network import Victim
 from sparring.core.rng import KeyedRandom
@@ -29,28 +29,33 @@ _work: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = weakre
 
 
 class Scout(Victim):
-    """A view whose scores and gradients come from bfloat16 autocast over channels-last inputs: for looking around only.
+    """A view whose scores and gradients come from bfloat16 autocast, for looking around only.
 
     Its gradients' signs agree with float32 on nearly all pixels; its scores are good to two or three digits, so that no
-    success may be claimed from them.
+    success may be claimed from them. Inputs are laid out channels-last, but not for networks whose strided convolutions go
+    back as `core.convolutions` has it: measured, a ResNet-20 gains an eighth, two small strided networks lose that or twice it.
     """
 
     def __init__(self, view: Victim) -> None:
         self.__dict__.update(view.__dict__)
         self.exact = view
+        self._last = not has_strided_convolutions(view.net)
 
     def scores(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
         """Scores (n, k) in float32, computed in bfloat16."""
         with self._bfloat16(x.device.type):
-            return self.exact.scores(_channels_last(x), noise).float()
+            return self.exact.scores(self._laid_out(x), noise).float()
 
     def objective(
         self, x: Tensor, loss: Callable[[Tensor], Tensor], noise: KeyedRandom | None = None
     ) -> tuple[Tensor, Tensor]:
         """What the exact view raises, of scores computed in bfloat16; both in float32."""
         with self._bfloat16(x.device.type):
-            value, scores = self.exact.objective(_channels_last(x), lambda s: loss(s.float()), noise)
+            value, scores = self.exact.objective(self._laid_out(x), lambda s: loss(s.float()), noise)
         return value.float(), scores.float()
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self._last and x.ndim == 4 else x
 
     @contextlib.contextmanager
     def _bfloat16(self, device: str) -> Iterator[None]:
@@ -76,10 +81,6 @@ class _EvenRows(TorchFunctionMode):
             if more:
                 return func(torch.cat([x, x[:more].detach()]), *rest)[:m]
         return func(*args, **(kwargs or {}))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def scout(view: Victim, x: Tensor, precision: str, samples: int) -> Scout | None:
