@@ -267,11 +267,9 @@ class L2(Ball):
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Scale into the ball, then clamp; clamping moves each element towards x, so it cannot leave the ball again."""
-        delta = x_adv - x
-        norm = per_sample(self.distance(delta), x)
-        factor = (self._eps(x) / norm.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1.0)
-        # x + (x_adv - x) may differ from x_adv in the last bit: points inside pass untouched
-        return self._clamp(torch.where(factor < 1.0, x + delta * factor, x_adv))
+        norm = per_sample(self.distance(x_adv - x), x)
+        share = (self._eps(x) / norm.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1.0)
+        return self._clamp(torch.lerp(x, x_adv, share))  # a share of 1 is x_adv to the last bit: points inside pass untouched
 
     def sample(self, x: Tensor, rng: KeyedRandom, stream: tuple[str | int, ...] | str) -> Tensor:
         """Uniform in the ball: a normal direction, a radius u^(1/d); then clamped."""
@@ -282,10 +280,13 @@ class L2(Ball):
 
     def steepest(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
         """The gradient over its norm."""
-        # gradients of 1e-30 are still directions: scale by the largest element before squaring
         flat = gradient.flatten(1)
-        flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
         norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        if flat.device.type != "cpu" or not bool(((norm > 1e-10) & (norm < 1e10)).all()):
+            # gradients of 1e-30 are still directions, but their squares vanish; a power of two changes no digit of the others'
+            exponent = torch.frexp(flat.abs().amax(1, keepdim=True)).exponent
+            flat = torch.ldexp(flat, -exponent)
+            norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
         return (flat / norm.clamp(min=1e-12)).reshape(gradient.shape)
 
 
