@@ -44,7 +44,7 @@ class Walker:
         spaces=("l2",),
         minimal=True,
         cost="1.2 queries a step",
-        caveats="Needs thousands of steps where HopSkipJump needs hundreds of queries; a yardstick more than a tool. "
+        caveats="SurFree comes as near with fewer queries; HopSkipJump and Sign-OPT come nearer from a few thousand on. "
         "Targeted, it needs a start of the target's class. Its first steps are longer than the paper's, and adapt; its "
         "directions are smoother (Brunner et al. 2019, Guessing Smart, arXiv:1812.09803), smooth=0 gives the paper's.",
         floor={"l2": 0.45},
