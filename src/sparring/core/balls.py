@@ -269,7 +269,8 @@ class L2(Ball):
         """Scale into the ball, then clamp; clamping moves each element towards x, so it cannot leave the ball again."""
         norm = per_sample(self.distance(x_adv - x), x)
         share = (self._eps(x) / norm.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1.0)
-        return self._clamp(torch.lerp(x, x_adv, share))  # a share of 1 is x_adv to the last bit: points inside pass untouched
+        # a share of 1 gives x_adv to the last bit: points inside pass untouched
+        return self._clamp(torch.lerp(x, x_adv, share))
 
     def sample(self, x: Tensor, rng: KeyedRandom, stream: tuple[str | int, ...] | str) -> Tensor:
         """Uniform in the ball: a normal direction, a radius u^(1/d); then clamped."""
