@@ -50,6 +50,13 @@ class Subject:
         x, y = read_right(net, x, y)
         return net, x[: self.n], y[: self.n]
 
+    def attacked(self) -> tuple[nn.Module, sp.Victim, Tensor, Tensor]:
+        """The same, and the victim, whose traits have been looked at: that belongs to none of the attacks."""
+        net, x, y = self.load()
+        victim = sp.Victim(net, name=self.name)
+        victim.admit(x, y)
+        return net, victim, x, y
+
 
 TINY = (Subject("mnist_adv", 0.3, 30), Subject("cifar10_adv_2px", 2 / 255, 30))
 LARGE = (
@@ -112,11 +119,9 @@ def by_scores_large(rounds: int) -> str:
 def _scores(subjects: tuple[Subject, ...]) -> str:
     rows = []
     for subject in subjects:
-        net, x, y = subject.load()
-        victim = sp.Victim(net, name=subject.name)
+        net, victim, x, y = subject.attacked()
         head = [subject.name, f"{subject.eps:.3g}"]
         threat = sp.ThreatModel(sp.Linf(subject.eps), access="scores", queries=subject.budgets[-1])
-        victim.admit(x, y)  # the look at a new victim's traits belongs to none of the attacks
         for attack in SCORES:
             began = time.perf_counter()
             result = make_attack(attack)(victim, x, y, threat)
@@ -247,9 +252,7 @@ def by_labels_equal(rounds: int) -> str:
     rows = []
     for tiny in TINY:
         subject = replace(tiny, n=100)
-        net, x, y = subject.load()
-        victim = sp.Victim(net, name=subject.name)
-        victim.admit(x, y)
+        net, victim, x, y = subject.attacked()
         for told, attack in foolbox_by_labels(foolbox).items():
             theirs = partial(_foolbox, foolbox, attack, net, x, y, subject)
             goal = float(theirs()[-1].median())
@@ -287,9 +290,7 @@ def by_pixels_equal(rounds: int) -> str:
     rows = []
     for tiny in TINY:
         subject = replace(tiny, n=100)
-        net, x, y = subject.load()
-        victim = sp.Victim(net, name=subject.name)
-        victim.admit(x, y)
+        net, victim, x, y = subject.attacked()
         ours = {budget: partial(_one_pixel, victim, x, y, budget) for budget in PIXEL_STAIRS}
         for told, attack in _peers_by_pixel().items():
             theirs = partial(attack, net, x, y)
@@ -354,9 +355,7 @@ def _at(attack: str, victim: sp.Victim, x: Tensor, y: Tensor, budget: int) -> fl
 def _labels(subjects: tuple[Subject, ...], picture: str) -> str:
     rows, curves = [], {}
     for subject in subjects:
-        net, x, y = subject.load()
-        victim = sp.Victim(net, name=subject.name)
-        victim.admit(x, y)
+        net, victim, x, y = subject.attacked()
         lines: dict[str, list[Tensor]] = {}
         times = {}
         for attack in LABELS:

@@ -35,7 +35,7 @@ from sparring.core.victim import BaseVictim
 S = TypeVar("S")
 
 # Numbers in the inputs of one forward on a CPU that answers queries: beyond, what passes between its layers falls out of the
-# processor's cache (measured on a MobileNet and photographs: a photograph in a batch of 30 takes 2.3 times as long as in one of 6).
+# processor's cache (measured on a MobileNet: a photograph in a batch of 30 takes 2.3 times as long as in one of 6).
 CACHED = 2**20
 
 # A success within float rounding of the boundary could vanish at the re-check or at another batch size.
