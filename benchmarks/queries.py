@@ -33,6 +33,8 @@ STAIRS = (300, 400, 500, 600, 700, 850, 1000, 1300, 1600, 2000, 2500, 3000, 4000
 PIXEL_STAIRS = (100, 200, 300, 400, 500, 600, 800, 1000, 1300, 1600, 2000)
 # ART takes inputs one by one: it is given so many of them
 FEW = 10
+# Numbers in the inputs that foolbox is given at once: its HopSkipJump draws some hundred directions for each
+AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Subject:
 TINY = (Subject("mnist_adv", 0.3, 30), Subject("cifar10_adv_2px", 2 / 255, 30))
 LARGE = (
     Subject("cifar10_resnet20", 1 / 255, 10),
-    Subject("imagenet_mobilenet_v1_025", 2 / 255, 20),
+    Subject("imagenet_mobilenet_v1_025", 2 / 255, 20, BUDGETS[:2]),
 )
 
 
@@ -367,6 +369,7 @@ def _labels(subjects: tuple[Subject, ...], picture: str) -> str:
                 took = time.perf_counter() - began
                 lines[attack].append(result.distance.masked_fill(~result.succeeded, torch.inf))
             times[attack] = f"{took / _floor(net, x, int(result.queries.sum())):.2f}"
+            print(subject.name, attack, *(f"{float(d.median()):.3g}" for d in lines[attack]), times[attack], flush=True)
         if (foolbox := peer("foolbox")) is not None:
             theirs = foolbox_by_labels(foolbox)
             lines["foolbox HopSkipJump"] = _foolbox(foolbox, theirs["hopskipjump"], net, x, y, subject)
@@ -408,12 +411,16 @@ def foolbox_by_labels(foolbox: Any) -> dict[str, Any]:
 
 
 def _foolbox(foolbox: Any, attack: Any, net: nn.Module, x: Tensor, y: Tensor, subject: Subject) -> list[Tensor]:
-    counting = Counting(net, x, y, 2.0, subject.budgets).eval()
-    model = foolbox_model(foolbox, counting)
-    with warnings.catch_warnings(), seeded(), contextlib.suppress(SpentError):
-        warnings.simplefilter("ignore")
-        attack(model, x, y, epsilons=None)
-    return counting.distances()
+    """The nearest wrong answers that an attack of foolbox has met at each budget; photographs go a few at a time."""
+    size, found = max(1, AT_ONCE // x[0].numel()), []
+    for some, labels in zip(x.split(size), y.split(size), strict=True):
+        counting = Counting(net, some, labels, 2.0, subject.budgets).eval()
+        model = foolbox_model(foolbox, counting)
+        with warnings.catch_warnings(), seeded(), contextlib.suppress(SpentError):
+            warnings.simplefilter("ignore")
+            attack(model, some, labels, epsilons=None)
+        found.append(torch.stack(counting.distances()))
+    return list(torch.cat(found, dim=1))
 
 
 def _draw(curves: dict[str, dict[str, list[float]]], picture: str) -> None:

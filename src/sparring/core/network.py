@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparring.core.batch import Batch
 from sparring.core.door import admit_tensor, as_pair, coerce_scores
 from sparring.core.errors import CapabilityError, InputError, VictimError, VictimWarning
+from sparring.core.nearby import Nearby, Window
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
 from sparring.core.space import Bounds
@@ -159,6 +160,32 @@ class Victim(BaseVictim):
         first = () if self.mean is None or self.std is None else (Normalise(self.mean, self.std),)
         return (*first, *_flat(self.net))
 
+    def nearby(self, x: Tensor) -> Nearby | None:
+        """A memory that answers questions about points which differ from known ones in a window, or None where it cannot pay.
+
+        It serves networks of layers one after another on CPUs, whose hooks nobody waits for.
+        """
+        if x.ndim != 4 or x.device.type != "cpu" or not x.is_floating_point():
+            return None
+        try:
+            layers = self.capability("layers")
+        except CapabilityError:
+            return None
+        if not isinstance(self.net, nn.Module) or any(
+            m._forward_hooks or m._forward_pre_hooks for m in self.net.modules()
+        ):
+            return None
+        return Nearby(layers, (Normalise,), (x.shape[1], x.shape[2], x.shape[3]))
+
+    def query_nearby(self, memory: Nearby, x: Tensor, window: Window) -> Prediction:
+        """The answer of `query` from a memory of `nearby` that stands at points which differ from x in the window alone.
+
+        Raises:
+            VictimError: the network failed, or answered NaN.
+        """
+        with torch.no_grad():
+            return self._predicted(as_pair(coerce_scores(memory.scores(x, window), len(x), self.name)))
+
     def accepts(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor | None:
         """Bool (n,): which inputs the detector lets through the stages; None where there is no detector."""
         if self.detector is None:
@@ -181,13 +208,15 @@ class Victim(BaseVictim):
             for depth, stage in enumerate(self.stages):
                 x = run_stage(stage, x, noise, depth)
             scores = self.head(x)
-            if bool(torch.isnan(scores).any()):
-                bad = torch.isnan(scores).any(1)
-                raise VictimError(
-                    f"{self.name!r} answered NaN for {int(bad.sum())} of {len(x)} inputs; a robustness number from "
-                    "such a model means nothing. Look for log(0), 0/0 or half precision inside it"
-                )
-            accepted = None if self.detector is None else self.detector(x)
+            return self._predicted(scores, None if self.detector is None else self.detector(x))
+
+    def _predicted(self, scores: Tensor, accepted: Tensor | None = None) -> Prediction:
+        if bool(torch.isnan(scores).any()):
+            bad = torch.isnan(scores).any(1)
+            raise VictimError(
+                f"{self.name!r} answered NaN for {int(bad.sum())} of {len(scores)} inputs; a robustness number from "
+                "such a model means nothing. Look for log(0), 0/0 or half precision inside it"
+            )
         return Prediction.of(scores, accepted)
 
     def admit(self, x: Batch, y: Any) -> tuple[Batch, Tensor]:

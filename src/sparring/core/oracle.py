@@ -7,6 +7,8 @@ from torch import Tensor
 
 from sparring.core.batch import Batch, take
 from sparring.core.errors import ThreatError
+from sparring.core.nearby import Nearby, Window
+from sparring.core.network import Victim
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom, content_ids
 from sparring.core.threat import Access
@@ -42,6 +44,8 @@ class Oracle:
         self.victim, self.access, self.budget, self.batch_size = victim, access, budget, batch_size
         self.spent = torch.zeros(n, dtype=torch.int64, device=victim.device)
         self._most = 0  # no sample has spent more
+        self._memory: Nearby | None = None  # of the points that `stand` was given, and of nothing else
+        self._memory_rows = self.spent
         use_cache = victim.traits.costly if cache is None else cache
         self._cache: dict[tuple[int, int], tuple[int, Tensor | None, bool | None]] | None = {} if use_cache else None
 
@@ -57,7 +61,13 @@ class Oracle:
         return self.budget is not None and self._most >= self.budget
 
     def __call__(
-        self, x: Batch, rows: Tensor, noise: KeyedRandom | None = None, *, apart: bool = False
+        self,
+        x: Batch,
+        rows: Tensor,
+        noise: KeyedRandom | None = None,
+        *,
+        apart: bool = False,
+        window: Window | None = None,
     ) -> tuple[Prediction, Tensor]:
         """Ask about the inputs x, of which input i belongs to sample rows[i] (a sample may ask several at once).
 
@@ -66,6 +76,7 @@ class Oracle:
             rows: whose they are, int64 (m,).
             noise: for a stochastic victim, one row an input.
             apart: the caller knows that no sample asks twice here.
+            window: all in which x differs from the points that `stand` and `settle` left; it spares work and changes nothing.
 
         Returns:
             The prediction for every input, and `granted`, bool (m,). Inputs past a sample's budget are not granted:
@@ -75,13 +86,49 @@ class Oracle:
             return self._cached(x, rows, noise)
         granted = self._charge(rows, apart)
         if granted is None:
-            return self._ask(x, noise), torch.ones_like(rows, dtype=torch.bool)
+            near = None if window is None else self._ask_nearby(x, rows, window)
+            return self._ask(x, noise) if near is None else near, torch.ones_like(rows, dtype=torch.bool)
+        self._memory = None  # it cannot follow a question that only some could pay
         index = granted.nonzero().squeeze(1)
         if len(index):
             answer = self._ask(take(x, index), None if noise is None else noise.take(index))
         else:
             answer = self._silence()
         return _spread(answer, index, len(rows)), granted
+
+    def stand(self, x: Batch, rows: Tensor, sides: tuple[int, int]) -> None:
+        """Say where the samples `rows` stand, x (m, ...), before windows of these sides are changed in them.
+
+        Their answers are known: this asks nothing and charges nothing. A victim that can remembers what its layers made of them.
+        """
+        victim = self.victim
+        if not isinstance(victim, Victim) or not isinstance(x, Tensor) or self._cache is not None:
+            return
+        if self._memory is not None and len(rows) == len(self._memory_rows):
+            self._memory = self._memory if self._memory.worth(sides, len(rows)) else None
+            return
+        memory = victim.nearby(x)
+        self._memory = memory if memory is not None and memory.worth(sides, len(rows)) else None
+        if self._memory is not None:
+            with torch.no_grad():
+                self._memory.stand(x)
+            self._memory_rows = rows
+
+    def settle(self, better: Tensor) -> None:
+        """Say which points of the last question, bool (m,), the samples now stand at; the others stay where they stood."""
+        if self._memory is not None:
+            self._memory.settle(better)
+
+    def _ask_nearby(self, x: Batch, rows: Tensor, window: Window) -> Prediction | None:
+        """The answer from memory and window, or None where there is no memory."""
+        memory = self._memory
+        if memory is None or not isinstance(self.victim, Victim) or not isinstance(x, Tensor):
+            return None
+        if len(rows) != len(self._memory_rows):  # samples only ever leave, and their order stays
+            memory.take(torch.searchsorted(self._memory_rows, rows))
+            self._memory_rows = rows
+        answer = self.victim.query_nearby(memory, x, window)
+        return answer.labels_only() if self.access is Access.LABELS else answer
 
     def _silence(self) -> Prediction:
         """The answer to no question: nobody is asked."""

@@ -22,6 +22,7 @@ from sparring.core.convolutions import has_strided_convolutions, quick_input_gra
 from sparring.core.errors import CapabilityError, InputError
 from sparring.core.ledger import Ledger, select_fields
 from sparring.core.losses import Loss
+from sparring.core.nearby import Window
 from sparring.core.network import Victim
 from sparring.core.oracle import Oracle
 from sparring.core.outputs import Prediction
@@ -343,8 +344,11 @@ class Run:
         self._note(point, answer)
         return answer
 
-    def ask(self, x: Batch, rows: Tensor | None = None) -> tuple[Prediction, Tensor]:
+    def ask(self, x: Batch, rows: Tensor | None = None, *, window: Window | None = None) -> tuple[Prediction, Tensor]:
         """Query the oracle about x; candidate i belongs to active sample rows[i] (its own position where None).
+
+        A `window` says that x, one candidate a sample, differs only there from the points that `stand` and `settle` left: a
+        victim that can computes no more than that.
 
         Returns:
             The answers, as far as the access shows them, and `granted`, bool: False for queries past a sample's budget.
@@ -356,7 +360,7 @@ class Run:
             raise CapabilityError(f"this run has access to {self.access}; queries need access to labels or scores")
         owner = self.rows if rows is None else self.rows[rows]
         point = self._snap_at(x, rows)
-        answer, granted = self.oracle(point, owner, self._noise(rows), apart=rows is None)
+        answer, granted = self.oracle(point, owner, self._noise(rows), apart=rows is None, window=window)
         if rows is None and not self.oracle.ending:  # all were granted
             self._count(forwards=1)
         else:
@@ -366,6 +370,16 @@ class Run:
         if bool(reached.any()):  # most queries reach nothing, and a margin costs more than a look at the labels
             self._record(point, reached & goal.achieved(answer, y, CLAIM_SLACK), rows)
         return answer, granted
+
+    def stand(self, x: Tensor, sides: tuple[int, int]) -> None:
+        """Say where the active samples stand, (m, ...), before they ask about windows of these sides; it costs no query."""
+        if self.oracle is not None:
+            self.oracle.stand(self._snap(self.x, x, self.space), self.rows, sides)
+
+    def settle(self, better: Tensor) -> None:
+        """Say which of the points last asked about in a window, bool (m,), the active samples now stand at."""
+        if self.oracle is not None:
+            self.oracle.settle(better)
 
     def found(self) -> Tensor:
         """Bool (m,): which active samples have a recorded success."""

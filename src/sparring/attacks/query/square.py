@@ -81,13 +81,16 @@ class Square(Attack):
             if t - drawn == AHEAD or sides[t] != sides[drawn]:
                 drawn = t
                 s.windows.draw(run, sides[t], t)
+                if s.windows.local:
+                    run.stand(s.x, sides[t])
             point = s.windows.propose(run, s.x, sides[t], t - drawn) if t else s.x
-            answer, _ = run.ask(point)
+            answer, _ = run.ask(point, window=s.windows.window(sides[t], t - drawn) if t else None)
             scores = scores_of(answer)
             value = loss(scores, run.y, run.goal)
             better = value > s.bar
             if t:
                 s.windows.settle(run, s.x, point, better)
+                run.settle(better)
             rows = better.nonzero().squeeze(1)
             if len(rows):  # some victims answer float64
                 s.bar.index_copy_(0, rows, bar(value[rows], scores[rows]).to(s.bar.dtype))

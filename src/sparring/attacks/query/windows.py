@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from sparring.attacks.query.parts import as_pictures, clamp_
 from sparring.core.balls import per_sample
+from sparring.core.nearby import Window
 from sparring.core.rng import KeyedRandom
 from sparring.core.runner import Run
 
@@ -20,7 +21,13 @@ AHEAD = 64
 
 
 class Windows(Protocol):
-    """How a window changes a picture; a dataclass of tensors with leading dimension m."""
+    """How a window changes a picture; a dataclass of tensors with leading dimension m.
+
+    Attributes:
+        local: whether a proposal changes the window and nothing else.
+    """
+
+    local: ClassVar[bool]
 
     def draw(self, run: Run, sides: tuple[int, int], t: int) -> None:
         """Draw the windows of the steps t .. t + AHEAD - 1, all of height and width `sides`."""
@@ -28,6 +35,10 @@ class Windows(Protocol):
 
     def propose(self, run: Run, x: Tensor, sides: tuple[int, int], j: int) -> Tensor:
         """The points x, (m, ...), with the j-th of the drawn windows changed; this may change x itself, until `settle`."""
+        ...
+
+    def window(self, sides: tuple[int, int], j: int) -> Window | None:
+        """The j-th of the drawn windows; None where a proposal changes more than that."""
         ...
 
     def settle(self, run: Run, x: Tensor, point: Tensor, better: Tensor) -> None:
@@ -69,6 +80,8 @@ class Colours:
         new: what stands there now, (m, size).
     """
 
+    local: ClassVar[bool] = True
+
     ends: Tensor
     at: Tensor
     source: Tensor
@@ -107,6 +120,10 @@ class Colours:
         x.view(len(x), -1).scatter_(1, self.index, self.new)
         return x
 
+    def window(self, sides: tuple[int, int], j: int) -> Window | None:
+        """See `Windows`."""
+        return Window(self.at[:, j, 0, 0], sides)
+
     def settle(self, run: Run, x: Tensor, point: Tensor, better: Tensor) -> None:
         """See `Windows`."""
         x.view(len(x), -1).scatter_(1, self.index, torch.where(better[:, None], self.new, self.old))
@@ -134,6 +151,8 @@ class Bumps:
         sign: of the bump in each channel, (m, AHEAD, c, 1).
         cut: 0 for bumps cut along the rows, 1 along the columns, int64 (m, AHEAD).
     """
+
+    local: ClassVar[bool] = False
 
     delta: Tensor
     size: Tensor
@@ -176,6 +195,10 @@ class Bumps:
             scale = run.space.eps / size.clamp(min=1e-24).sqrt()
             return clamp_(run, delta.reshape(x.shape).mul_(per_sample(scale, x)).add_(run.x))
         return clamp_(run, run.x + self._shrunk(run, delta.reshape(x.shape)))
+
+    def window(self, sides: tuple[int, int], j: int) -> Window | None:
+        """See `Windows`: elsewhere the change is scaled."""
+        return None
 
     def settle(self, run: Run, x: Tensor, point: Tensor, better: Tensor) -> None:
         """See `Windows`; the changes of the samples that move are remembered."""
