@@ -105,10 +105,18 @@ def test_only_plain_networks_remember() -> None:
         sp.Victim(net).defended(pre=[nn.Identity()]),
     ):
         assert other.nearby(x) is None
+
+    class Own(sp.Victim):
+        def head(self, z: Tensor) -> Tensor:
+            return super().head(z).flip(1)
+
+    assert Own(net).nearby(x) is None
     heard = net[0].register_forward_hook(lambda *_: None)
     assert sp.Victim(net).nearby(x) is None  # somebody counts on whole pictures
     heard.remove()
     assert sp.Victim(net).nearby(x) is not None
+    net.forward = lambda z: z.flatten(1)  # type: ignore[method-assign]
+    assert sp.Victim(net).nearby(x) is None
 
 
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -161,6 +169,23 @@ def test_a_question_from_memory_is_charged_and_hides_what_the_access_hides(monke
             assert torch.equal(answer.labels, net(z).argmax(1))
     assert oracle.spent.tolist() == [2] * 4
     assert seen == [4, 4]
+
+
+def test_the_memory_follows_who_leaves_and_ends_with_its_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, net = looked(monkeypatch), seeded(NETS["strided"])
+    draw, stay = torch.Generator().manual_seed(0), torch.tensor([1, 3])
+    x = torch.rand(4, 3, 12, 13, generator=draw)
+    oracle = Oracle(sp.Victim(net), sp.Access.SCORES, 4)
+    oracle.stand(x, torch.arange(4), (2, 2))
+    z, window = painted(x[stay], (2, 2), draw)
+    answer, _ = oracle(z, stay, apart=True, window=window)
+    torch.testing.assert_close(answer.scores, net(z).detach(), atol=1e-5, rtol=1e-5)
+    oracle.settle(torch.ones(2, dtype=torch.bool))
+    several, window = painted(z, (2, 2), draw)
+    oracle(several, stay, window=window)  # by a caller who does not say that no sample asks twice
+    oracle.forget()
+    oracle(several, stay, apart=True, window=window)
+    assert seen == [2]
 
 
 def test_nan_from_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,17 +163,18 @@ class Victim(BaseVictim):
     def nearby(self, x: Tensor) -> Nearby | None:
         """A memory that answers questions about points which differ from known ones in a window, or None where it cannot pay.
 
-        It serves networks of layers one after another on CPUs, whose hooks nobody waits for.
+        It serves networks of layers one after another on CPUs, and none whose forward somebody has replaced or listens to.
         """
         if x.ndim != 4 or x.device.type != "cpu" or not x.is_floating_point():
+            return None
+        if any(getattr(type(self), name) is not getattr(Victim, name) for name in ("query", "scores", "head")):
             return None
         try:
             layers = self.capability("layers")
         except CapabilityError:
             return None
-        if not isinstance(self.net, nn.Module) or any(
-            m._forward_hooks or m._forward_pre_hooks for m in self.net.modules()
-        ):
+        modules = self.net.modules() if isinstance(self.net, nn.Module) else ()
+        if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
             return None
         return Nearby(layers, (Normalise,), (x.shape[1], x.shape[2], x.shape[3]))
 

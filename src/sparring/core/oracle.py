@@ -76,7 +76,8 @@ class Oracle:
             rows: whose they are, int64 (m,).
             noise: for a stochastic victim, one row an input.
             apart: the caller knows that no sample asks twice here.
-            window: all in which x differs from the points that `stand` and `settle` left; it spares work and changes nothing.
+            window: all in which x differs from the points that `stand` and `settle` left, one input a sample; it spares work
+                and changes nothing.
 
         Returns:
             The prediction for every input, and `granted`, bool (m,). Inputs past a sample's budget are not granted:
@@ -86,7 +87,7 @@ class Oracle:
             return self._cached(x, rows, noise)
         granted = self._charge(rows, apart)
         if granted is None:
-            near = None if window is None else self._ask_nearby(x, rows, window)
+            near = self._ask_nearby(x, rows, window) if window is not None and apart else None
             return self._ask(x, noise) if near is None else near, torch.ones_like(rows, dtype=torch.bool)
         self._memory = None  # it cannot follow a question that only some could pay
         index = granted.nonzero().squeeze(1)
@@ -118,6 +119,10 @@ class Oracle:
         """Say which points of the last question, bool (m,), the samples now stand at; the others stay where they stood."""
         if self._memory is not None:
             self._memory.settle(better)
+
+    def forget(self) -> None:
+        """Nobody stands anywhere: a new search begins."""
+        self._memory = None
 
     def _ask_nearby(self, x: Batch, rows: Tensor, window: Window) -> Prediction | None:
         """The answer from memory and window, or None where there is no memory."""

@@ -218,6 +218,8 @@ class Run:
         The last point of a climb has not been seen by a forward: the re-check sees it, unless `more` restarts follow.
         """
         self.restart, self._calls, self._state = restart, 0, None
+        if self.oracle is not None:
+            self.oracle.forget()
         if restart == 0:
             self.last = own(self.whole[0])
         else:
