@@ -7,6 +7,7 @@ reaches, and only the layers behind the last of them run as a whole. The answers
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,18 +25,8 @@ ROOM = 2**26
 
 # Layers that treat every position alike; those of an attack's victim are in eval mode.
 POINTWISE = (
-    *(
-        nn.Identity,
-        nn.Dropout,
-        nn.Dropout2d,
-        nn.BatchNorm2d,
-        nn.ReLU,
-        nn.ReLU6,
-        nn.LeakyReLU,
-        nn.PReLU,
-        nn.ELU,
-        nn.CELU,
-    ),
+    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU),
+    nn.CELU,
     *(nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus),
 )
 
@@ -190,7 +181,7 @@ class Nearby:
         m, c, sides = self._m, x.shape[1], window.sides
         if sides not in self._reach:
             self._reach[sides] = self._reaches(sides, x.device)
-        inside = _grid(sides, x.shape[3], x.device)
+        inside = offsets(sides, x.shape[3], x.device)
         value = (
             x.flatten(2).gather(2, (window.first[:, None] + inside)[:, None].expand(-1, c, -1)).reshape(m, c, *sides)
         )
@@ -258,7 +249,7 @@ class Nearby:
         for s in self.stages:
             line = s.padded[1]
             begin = [first + p for first, p in zip(at, s.padding, strict=True)]
-            write, wrote = _flat(begin, line, (height, width)), _grid(size, line, device)
+            write, wrote = _flat(begin, line, (height, width)), offsets(size, line, device)
             if s.layer is None:
                 found.append(_Reach(write, wrote, write, wrote, size))
                 break
@@ -270,12 +261,12 @@ class Nearby:
             read = [o * step for o, step in zip(first, s.stride, strict=True)]
             begin_read = _flat(read, line, (height, width))
             if s.gathers:
-                outputs = _grid((out[0], out[1]), line * s.stride[0], device, s.stride[1])
+                outputs = offsets((out[0], out[1]), line * s.stride[0], device, s.stride[1])
                 reads = (outputs[:, None] + s.taps().to(device)).flatten()
                 found.append(_Reach(write, wrote, begin_read, reads, out))
             else:
                 need = ((out[0] - 1) * s.stride[0] + s.kernel[0], (out[1] - 1) * s.stride[1] + s.kernel[1])
-                found.append(_Reach(write, wrote, begin_read, _grid(need, line, device), need))
+                found.append(_Reach(write, wrote, begin_read, offsets(need, line, device), need))
             at, size = first, out
         return found
 
@@ -334,7 +325,8 @@ def _reached(size: int, s: _Stage, axis: int) -> int:
     return min(s.out[axis], (size + s.kernel[axis] - 2) // s.stride[axis] + 1)
 
 
-def _grid(sides: tuple[int, int], line: int, device: torch.device, step: int = 1) -> Tensor:
+@functools.lru_cache(maxsize=128)
+def offsets(sides: tuple[int, int], line: int, device: torch.device, step: int = 1) -> Tensor:
     """Positions of a window's elements from its first one, `line` from row to row and `step` along it, int64 (h * w,)."""
     down = torch.arange(sides[0], device=device)[:, None] * line
     return (down + torch.arange(sides[1], device=device) * step).flatten()

@@ -160,12 +160,12 @@ class Victim(BaseVictim):
         first = () if self.mean is None or self.std is None else (Normalise(self.mean, self.std),)
         return (*first, *_flat(self.net))
 
-    def nearby(self, x: Tensor) -> Nearby | None:
+    def nearby(self, x: Batch) -> Nearby | None:
         """A memory that answers questions about points which differ from known ones in a window, or None where it cannot pay.
 
         It serves networks of layers one after another on CPUs, and none whose forward somebody has replaced or listens to.
         """
-        if x.ndim != 4 or x.device.type != "cpu" or not x.is_floating_point():
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.device.type != "cpu" or not x.is_floating_point():
             return None
         if any(getattr(type(self), name) is not getattr(Victim, name) for name in ("query", "scores", "head")):
             return None
@@ -178,12 +178,14 @@ class Victim(BaseVictim):
             return None
         return Nearby(layers, (Normalise,), (x.shape[1], x.shape[2], x.shape[3]))
 
-    def query_nearby(self, memory: Nearby, x: Tensor, window: Window) -> Prediction:
+    def query_nearby(self, memory: Nearby, x: Batch, window: Window) -> Prediction:
         """The answer of `query` from a memory of `nearby` that stands at points which differ from x in the window alone.
 
         Raises:
             VictimError: the network failed, or answered NaN.
         """
+        if not isinstance(x, Tensor):
+            raise InputError(f"{self.name!r} takes a tensor batch; a {type(x).__name__} came")
         with torch.no_grad():
             return self._predicted(as_pair(coerce_scores(memory.scores(x, window), len(x), self.name)))
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from sparring.core.batch import Batch, take
 from sparring.core.errors import ThreatError
 from sparring.core.nearby import Nearby, Window
-from sparring.core.network import Victim
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom, content_ids
 from sparring.core.threat import Access
@@ -102,15 +101,12 @@ class Oracle:
 
         Their answers are known: this asks nothing and charges nothing. A victim that can remembers what its layers made of them.
         """
-        victim = self.victim
-        if not isinstance(victim, Victim) or not isinstance(x, Tensor) or self._cache is not None:
+        if not isinstance(x, Tensor) or self._cache is not None:
             return
-        if self._memory is not None and len(rows) == len(self._memory_rows):
-            self._memory = self._memory if self._memory.worth(sides, len(rows)) else None
-            return
-        memory = victim.nearby(x)
+        known = self._followed(rows)
+        memory = self.victim.nearby(x) if known is None else known
         self._memory = memory if memory is not None and memory.worth(sides, len(rows)) else None
-        if self._memory is not None:
+        if self._memory is not None and known is None:
             with torch.no_grad():
                 self._memory.stand(x)
             self._memory_rows = rows
@@ -126,14 +122,18 @@ class Oracle:
 
     def _ask_nearby(self, x: Batch, rows: Tensor, window: Window) -> Prediction | None:
         """The answer from memory and window, or None where there is no memory."""
-        memory = self._memory
-        if memory is None or not isinstance(self.victim, Victim) or not isinstance(x, Tensor):
+        memory = self._followed(rows)
+        if memory is None:
             return None
-        if len(rows) != len(self._memory_rows):  # samples only ever leave, and their order stays
-            memory.take(torch.searchsorted(self._memory_rows, rows))
-            self._memory_rows = rows
         answer = self.victim.query_nearby(memory, x, window)
         return answer.labels_only() if self.access is Access.LABELS else answer
+
+    def _followed(self, rows: Tensor) -> Nearby | None:
+        """The memory, where there is one, of the samples `rows`: samples only ever leave, and their order stays."""
+        if self._memory is not None and len(rows) != len(self._memory_rows):
+            self._memory.take(torch.searchsorted(self._memory_rows, rows))
+            self._memory_rows = rows
+        return self._memory
 
     def _silence(self) -> Prediction:
         """The answer to no question: nobody is asked."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparring.core.batch import Batch
 from sparring.core.door import admit_tensor, as_pair, coerce_scores
 from sparring.core.errors import CapabilityError, InputError, UnknownNameError, VictimError
+from sparring.core.nearby import Nearby, Window
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
 from sparring.core.space import Bounds
@@ -74,6 +75,14 @@ class BaseVictim:
         Raises:
             VictimError: the model failed or answered something that is no class score.
         """
+        raise NotImplementedError
+
+    def nearby(self, x: Batch) -> Nearby | None:
+        """A memory that answers questions about points which differ from known ones in a window; None where it cannot pay."""
+        return None
+
+    def query_nearby(self, memory: Nearby, x: Batch, window: Window) -> Prediction:
+        """The answer of `query`, from a memory of `nearby` that stands at points which differ from x in the window alone."""
         raise NotImplementedError
 
     def admit(self, x: Batch, y: Any) -> tuple[Batch, Tensor]:

@@ -81,7 +81,7 @@ class Square(Attack):
             if t - drawn == AHEAD or sides[t] != sides[drawn]:
                 drawn = t
                 s.windows.draw(run, sides[t], t)
-                if s.windows.local:
+                if s.windows.window(sides[t], 0) is not None:
                     run.stand(s.x, sides[t])
             point = s.windows.propose(run, s.x, sides[t], t - drawn) if t else s.x
             answer, _ = run.ask(point, window=s.windows.window(sides[t], t - drawn) if t else None)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sparring.attacks.query.parts import as_pictures, clamp_
 from sparring.core.balls import per_sample
-from sparring.core.nearby import Window
+from sparring.core.nearby import Window, offsets
 from sparring.core.rng import KeyedRandom
 from sparring.core.runner import Run
 
@@ -21,13 +21,7 @@ AHEAD = 64
 
 
 class Windows(Protocol):
-    """How a window changes a picture; a dataclass of tensors with leading dimension m.
-
-    Attributes:
-        local: whether a proposal changes the window and nothing else.
-    """
-
-    local: ClassVar[bool]
+    """How a window changes a picture; a dataclass of tensors with leading dimension m."""
 
     def draw(self, run: Run, sides: tuple[int, int], t: int) -> None:
         """Draw the windows of the steps t .. t + AHEAD - 1, all of height and width `sides`."""
@@ -59,13 +53,6 @@ def corners(run: Run, sides: tuple[int, int], words: Tensor) -> Tensor:
     return top * w + left
 
 
-@functools.lru_cache(maxsize=64)
-def offsets(sides: tuple[int, int], line: int, device: torch.device) -> Tensor:
-    """Positions of a window's elements from its first one in a channel with `line` columns, int64 (h * w,)."""
-    down = torch.arange(sides[0], device=device)[:, None] * line
-    return (down + torch.arange(sides[1], device=device)).flatten()
-
-
 @dataclass
 class Colours:
     """Linf: every element stands at the lowest or at the highest value that the ball and the bounds allow it.
@@ -79,8 +66,6 @@ class Colours:
         old: what stood there, and
         new: what stands there now, (m, size).
     """
-
-    local: ClassVar[bool] = True
 
     ends: Tensor
     at: Tensor
@@ -151,8 +136,6 @@ class Bumps:
         sign: of the bump in each channel, (m, AHEAD, c, 1).
         cut: 0 for bumps cut along the rows, 1 along the columns, int64 (m, AHEAD).
     """
-
-    local: ClassVar[bool] = False
 
     delta: Tensor
     size: Tensor
