@@ -9,6 +9,7 @@ goes to its place (as in Shi et al. 2016, arXiv:1609.05158). The result is the s
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
@@ -37,6 +38,15 @@ def quick_input_gradients(apply: bool) -> Iterator[None]:
         return
     with _Shortcut():
         yield
+
+
+def way_back(c: nn.Conv2d) -> WayBack | None:
+    """The short way back through a convolution on a CPU; None for what is not served."""
+    if type(c) is not nn.Conv2d or c.padding_mode != "zeros" or c.weight.device.type != "cpu":
+        return None
+    if not _serves(c.weight, c.stride, c.padding, c.dilation, c.groups):
+        return None
+    return WayBack(c.weight.detach(), c.stride[0], (int(c.padding[0]), int(c.padding[1])))
 
 
 def has_strided_convolutions(net: object) -> bool:
@@ -106,7 +116,8 @@ class _Strided(torch.autograd.Function):
         to_x, to_weight, to_bias = ctx.needs_input_grad[0], _wanted(ctx, 1), _wanted(ctx, 2)
         at_x = at_weight = at_bias = None
         if to_x:
-            at_x = _way_back(g, weight.to(g.dtype), x, ctx.s, ctx.padding).to(x.dtype)
+            last = x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)
+            at_x = WayBack(weight.to(g.dtype), ctx.s, ctx.padding)(g, x.shape, last=last).to(x.dtype)
         if to_weight:
             at_weight = conv2d_weight(x.to(g.dtype), weight.shape, g, ctx.s, ctx.padding).to(weight.dtype)
         if to_bias:
@@ -123,27 +134,81 @@ def _wanted(ctx: Any, i: int) -> bool:
     return wanted
 
 
-def _way_back(g: Tensor, weight: Tensor, x: Tensor, s: int, padding: tuple[int, int]) -> Tensor:
-    """The gradient at the input x, (n, c, h, w), from that at the output, (n, o, ...), in the layout of x."""
-    out, inside, *kernel = weight.shape
-    rows, columns = (-(-k // s) for k in kernel)
-    parts = functional.pad(weight, (0, columns * s - kernel[1], 0, rows * s - kernel[0]))
-    parts = parts.reshape(out, inside, rows, s, columns, s).permute(3, 5, 1, 0, 2, 4)
-    parts = parts.reshape(s * s * inside, out, rows, columns).flip(2, 3)
-    last = inside > 1 and x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    phases = functional.conv2d(g.contiguous(memory_format=layout), parts, padding=(rows - 1, columns - 1))
-    reach = [min(n, s * m - p) for n, m, p in zip(x.shape[2:], phases.shape[2:], padding, strict=True)]
-    whole = list(x.shape[2:]) == reach  # otherwise no window reached the last rows or columns
-    found = (torch.empty if whole else torch.zeros)(x.shape, dtype=g.dtype, device=g.device)
-    found = found.contiguous(memory_format=layout)
-    for i in range(s):
-        for j in range(s):
-            (over, top), (beside, left) = _begins(i, s, padding[0]), _begins(j, s, padding[1])
-            place = found[:, :, top : reach[0] : s, left : reach[1] : s]
-            phase = phases[:, (i * s + j) * inside :, over:, beside:]
-            place.copy_(phase[:, :inside, : place.shape[2], : place.shape[3]])
-    return found
+class WayBack:
+    """From the gradient at the output of a strided convolution to that at its input.
+
+    Args:
+        weight: the kernel, (o, c, height, width).
+        s: the stride, of both axes.
+        padding: zeros around the input, rows and columns.
+    """
+
+    def __init__(self, weight: Tensor, s: int, padding: tuple[int, int]) -> None:
+        out, self.inside, *kernel = weight.shape
+        self.s, self.padding = s, padding
+        self.rows, self.columns = (-(-k // s) for k in kernel)
+        parts = functional.pad(weight, (0, self.columns * s - kernel[1], 0, self.rows * s - kernel[0]))
+        self._parts = parts.reshape(out, self.inside, self.rows, s, self.columns, s)
+
+    @functools.cached_property
+    def _kernels(self) -> Tensor:
+        """One convolution's kernels that give all phases as channels, (s * s * c, o, rows, columns)."""
+        return self._parts.permute(3, 5, 1, 0, 2, 4).flatten(0, 2).flip(2, 3)
+
+    @functools.cached_property
+    def _kernels_last(self) -> Tensor:
+        return self._kernels.contiguous(memory_format=torch.channels_last)
+
+    @functools.cached_property
+    def _taps(self) -> Tensor:
+        """What one output gives to each phase, tap by tap, (rows * columns * s * s * c, o)."""
+        return self._parts.permute(2, 4, 3, 5, 1, 0).flatten(0, 4)
+
+    def __call__(self, g: Tensor, size: torch.Size, *, last: bool) -> Tensor:
+        """The gradient at an input of a size (n, c, h, w) from that at the output, (n, o, ...); channels-last where `last`."""
+        if self.inside == 1 and g.shape[1] > 1 and g.is_contiguous(memory_format=torch.channels_last):
+            phases = self._spread(g)
+        else:
+            layout, kernels = (
+                (torch.channels_last, self._kernels_last) if last else (torch.contiguous_format, self._kernels)
+            )
+            around = (self.rows - 1, self.columns - 1)
+            phases = functional.conv2d(g.contiguous(memory_format=layout), kernels, padding=around)
+        return self._woven_last(phases, size) if last else self._woven(phases, size)
+
+    def _spread(self, g: Tensor) -> Tensor:
+        """The phases by a product and few sums: a convolution to a handful of channels leaves most of a CPU's width unused."""
+        n, o, h, w = g.shape
+        each = (self._taps @ g.permute(0, 2, 3, 1).reshape(-1, o).t()).view(self.rows, self.columns, -1, n, h, w)
+        phases = g.new_zeros(each.shape[2], n, h + self.rows - 1, w + self.columns - 1)
+        for a in range(self.rows):
+            for b in range(self.columns):
+                phases[:, :, a : a + h, b : b + w] += each[a, b]
+        return phases.transpose(0, 1)
+
+    def _woven(self, phases: Tensor, size: torch.Size) -> Tensor:
+        """The phases, (n, s * s * c, ...), each at its place."""
+        s = self.s
+        reach = [min(n, s * m - p) for n, m, p in zip(size[2:], phases.shape[2:], self.padding, strict=True)]
+        whole = list(size[2:]) == reach  # otherwise no window reached the last rows or columns
+        found = (phases.new_empty if whole else phases.new_zeros)(size)
+        for i in range(s):
+            for j in range(s):
+                (over, top), (beside, left) = _begins(i, s, self.padding[0]), _begins(j, s, self.padding[1])
+                place = found[:, :, top : reach[0] : s, left : reach[1] : s]
+                phase = phases[:, (i * s + j) * self.inside :, over:, beside:]
+                place.copy_(phase[:, : self.inside, : place.shape[2], : place.shape[3]])
+        return found
+
+    def _woven_last(self, phases: Tensor, size: torch.Size) -> Tensor:
+        """The same where channels come last: they move in one piece, so that the padding's part is cut off afterwards."""
+        s, (n, _, h, w) = self.s, phases.shape
+        whole = phases.permute(0, 2, 3, 1).reshape(n, h, w, s, s, self.inside).transpose(2, 3)
+        whole = whole.reshape(n, h * s, w * s, self.inside)
+        (top, left), (height, width) = self.padding, size[2:]
+        whole = whole[:, top : top + height, left : left + width]
+        short = (0, 0, 0, width - whole.shape[2], 0, height - whole.shape[1])
+        return (functional.pad(whole, short) if any(short) else whole).permute(0, 3, 1, 2)
 
 
 def _begins(phase: int, s: int, padding: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ replaced.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import warnings
@@ -21,6 +22,7 @@ from sparring.core.nearby import Nearby, Window
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
 from sparring.core.space import Bounds
+from sparring.core.straight import flat, overheard, straightened
 from sparring.core.threat import Access
 from sparring.core.victim import BaseVictim, Traits
 
@@ -158,7 +160,7 @@ class Victim(BaseVictim):
         if also := [what for what, there in beyond.items() if there]:
             raise CapabilityError(f"{self.name!r} has {' and '.join(also)} beside its layers; give the bare network")
         first = () if self.mean is None or self.std is None else (Normalise(self.mean, self.std),)
-        return (*first, *_flat(self.net))
+        return (*first, *flat(self.net))
 
     def nearby(self, x: Batch) -> Nearby | None:
         """A memory that answers questions about points which differ from known ones in a window, or None where it cannot pay.
@@ -173,8 +175,7 @@ class Victim(BaseVictim):
             layers = self.capability("layers")
         except CapabilityError:
             return None
-        modules = self.net.modules() if isinstance(self.net, nn.Module) else ()
-        if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
+        if isinstance(self.net, nn.Module) and overheard(self.net):
             return None
         return Nearby(layers, (Normalise,), (x.shape[1], x.shape[2], x.shape[3]))
 
@@ -298,6 +299,17 @@ class Victim(BaseVictim):
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def straight(self) -> Victim | None:
+        """The same view, its network one whose gradients are computed by hand (`sparring.core.straight`), or None.
+
+        For the time of one attack: it has the weights that the network has now.
+        """
+        if type(self).head is not Victim.head or (net := straightened(self.net)) is None:
+            return None
+        view = copy.copy(self)
+        view.net = net
+        return view
+
     def defended(self, pre: Sequence[nn.Module] = (), detector: Callable[..., Tensor] | None = None) -> Victim:
         """A victim with `pre` in front of this one, in order, and a detector `(x) -> accepted bool (n,)` behind them.
 
@@ -372,14 +384,6 @@ def standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std along the channels, or the features, of a batch (n, c, ...)."""
     shape = (-1, *([1] * (x.ndim - 2)))
     return (x - mean.to(x).reshape(shape)) / std.to(x).reshape(shape)
-
-
-def _flat(net: nn.Sequential) -> Iterator[nn.Module]:
-    for layer in net:
-        if type(layer) is nn.Sequential:
-            yield from _flat(layer)
-        else:
-            yield layer
 
 
 def _minds_mode(module: nn.Module) -> bool:

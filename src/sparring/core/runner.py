@@ -110,6 +110,7 @@ class Run:
         self._scout: Victim | None = None
         self._terms = terms
         self._slope = 0.0
+        self._straight = None if view is None else view.straight()
         self._shortcut = view is not None and has_strided_convolutions(view.net)
         # without access to the victim neither early stop nor best-so-far may see its answers
         self._blind = terms.access is Access.NOTHING
@@ -259,13 +260,17 @@ class Run:
         Raises:
             SearchOver: every sample is decided by this forward; the runner catches it.
         """
-        view = self._scout or self._gradients()
+        view = self._scout or self._steep()
         point = self._snap(self.x, x, self.space) if candidates else x
         draws = int(getattr(view, "eot", 1))
         total: Gradient | None = None
         for _ in range(draws):
             leaf = point.detach().requires_grad_(True)
-            with torch.enable_grad(), quick_input_gradients(self._shortcut), leaky_gradients(self._slope):
+            with (
+                torch.enable_grad(),
+                quick_input_gradients(self._shortcut and view is not self._straight),
+                leaky_gradients(self._slope),
+            ):
                 value, scores = view.objective(leaf, lambda s: loss(s, self.y, self.goal), self._noise())
                 total_loss = value.sum()
             self._count(forwards=1)
@@ -300,10 +305,10 @@ class Run:
         Raises:
             SearchOver: every sample is decided by this forward; the runner catches it.
         """
-        view = self._gradients()
+        view = self._steep()
         point = self._snap(self.x, x, self.space)
         leaf = point.detach().requires_grad_(True)
-        with torch.enable_grad(), quick_input_gradients(self._shortcut):
+        with torch.enable_grad(), self._quick(view):
             scores = view.scores(leaf, self._noise())
         self._count(forwards=1)
         self._note(point, self._output(view, point, scores))
@@ -397,6 +402,14 @@ class Run:
         if self._view is None:
             raise CapabilityError(f"this run has access to {self.access}; a gradient or a free forward needs gradients")
         return self._view
+
+    def _steep(self) -> Victim:
+        """The view whose gradients cost least; that by hand knows nothing of ReLUs that leak."""
+        return self._straight if self._straight is not None and not self._slope else self._gradients()
+
+    def _quick(self, view: Victim) -> contextlib.AbstractContextManager[None]:
+        """What shortens the way back through a view that is none by hand."""
+        return quick_input_gradients(self._shortcut and view is not self._straight)
 
     def _output(self, view: Victim, point: Tensor, scores: Tensor) -> Prediction:
         """The prediction that goes with the scores of a search step; a detector is asked as well."""
