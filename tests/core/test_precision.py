@@ -184,3 +184,28 @@ def test_last_layers_meet_few_numbers_of_rows_and_nobody_notices() -> None:
         assert grad.shape == x[:m].shape
         assert torch.allclose(scores, found[64][0][:m], atol=0.02)
         assert torch.allclose(grad, found[64][1][:m], atol=0.02 * float(grad.abs().max()))
+
+
+class Viewed(nn.Module):
+    """A network that flattens by `view`, as many are written: no `view` of a batch laid out channels-last is flat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = convolutions(8)[:3], nn.Linear(8 * 12 * 12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.last(x.view(x.size(0), -1).view((-1, 8 * 12 * 12)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("scripted", [False, True])
+def test_networks_that_flatten_by_view_are_searched(scripted: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Viewed().eval().requires_grad_(False)
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    exact = net(x)
+    explorer = Scout(sp.Victim(torch.jit.script(net) if scripted else net))
+    found = explorer.scores(x)
+    assert torch.allclose(found, exact, atol=0.02 * float(exact.abs().amax()))

@@ -39,7 +39,7 @@ class Scout(Victim):
     def __init__(self, view: Victim) -> None:
         self.__dict__.update(view.__dict__)
         self.exact = view
-        self._last = not has_strided_convolutions(view.net)
+        self._last = runs_in_python(view.net) and not has_strided_convolutions(view.net)
 
     def scores(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
         """Scores (n, k) in float32, computed in bfloat16."""
@@ -59,27 +59,40 @@ class Scout(Victim):
 
     @contextlib.contextmanager
     def _bfloat16(self, device: str) -> Iterator[None]:
-        """Autocast, and on CPUs what keeps its compiled products few."""
-        few = _EvenRows() if device == "cpu" and runs_in_python(self.net) else contextlib.nullcontext()
-        with torch.autocast(device, dtype=torch.bfloat16), few:
+        """Autocast, and what goes with it for networks that call torch layer by layer."""
+        along = _Along(few_rows=device == "cpu") if runs_in_python(self.net) else contextlib.nullcontext()
+        with torch.autocast(device, dtype=torch.bfloat16), along:
             yield
 
 
-class _EvenRows(TorchFunctionMode):
-    """Gives linear layers over single vectors, the last ones of convolutional networks, only few different numbers of rows.
+class _Along(TorchFunctionMode):
+    """Lets a network's own calls work on tensors laid out channels-last, and meet few different numbers of rows.
 
-    oneDNN compiles its bfloat16 product anew for each number of rows and never lets go of it: 70 MiB a layer for all below 256.
+    A network written for the plain layout may call `view` where only `reshape` serves the other. And oneDNN compiles its bfloat16
+    product anew for each number of rows of a linear layer over single vectors, and never lets go of it: 70 MiB a layer for all
+    below 256.
+
+    Args:
+        few_rows: whether numbers of rows are rounded up; on CPUs.
     """
+
+    def __init__(self, *, few_rows: bool) -> None:
+        super().__init__()
+        self.few_rows = few_rows
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is functional.linear and not kwargs and args[0].ndim == 2:
+        if func is functional.linear and self.few_rows and not kwargs and args[0].ndim == 2:
             x, *rest = args
             m = len(x)
             more = -m % max(1, (1 << max(0, m.bit_length() - 1)) // SIZES)
             if more:
                 return func(torch.cat([x, x[:more].detach()]), *rest)[:m]
+        if func is Tensor.view and isinstance(args[0], Tensor) and not args[0].is_contiguous():
+            with contextlib.suppress(RuntimeError):
+                return func(*args, **(kwargs or {}))
+            return args[0].contiguous().view(*args[1:], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
