@@ -21,8 +21,10 @@ SECTIONS = {
     "saliency": "benchmarks.strength:saliency",
     "scores": "benchmarks.queries:by_scores",
     "scores-large": "benchmarks.queries:by_scores_large",
+    "scores-photos": "benchmarks.queries:by_scores_photos",
     "labels": "benchmarks.queries:by_labels",
     "labels-large": "benchmarks.queries:by_labels_large",
+    "labels-photos": "benchmarks.queries:by_labels_photos",
     "labels-equal": "benchmarks.queries:by_labels_equal",
     "pixels-equal": "benchmarks.queries:by_pixels_equal",
     "square-imagenet": "benchmarks.queries:published",
@@ -44,7 +46,7 @@ SECTIONS = {
 }
 # Sections that are run once, whatever --rounds says: their figures are strengths, or too long to repeat.
 ONCE = {
-    *("balls", "scores", "scores-large", "labels", "labels-large", "square-imagenet"),
+    *("balls", "scores", "scores-large", "scores-photos", "labels", "labels-large", "labels-photos", "square-imagenet"),
     "negatives",
     *("regions-hard", "regions-survivors", "audit-fast", "audit-fast-large", "audit-memory"),
     *("training-mnist-fast", "training-mnist-trades", "training-mnist-pgd"),

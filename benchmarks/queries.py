@@ -61,10 +61,8 @@ class Subject:
 
 
 TINY = (Subject("mnist_adv", 0.3, 30), Subject("cifar10_adv_2px", 2 / 255, 30))
-LARGE = (
-    Subject("cifar10_resnet20", 1 / 255, 10),
-    Subject("imagenet_mobilenet_v1_025", 2 / 255, 20, BUDGETS[:2]),
-)
+PHOTOS = "imagenet_mobilenet_v1_025"
+LARGE = (Subject("cifar10_resnet20", 1 / 255, 10), Subject(PHOTOS, 2 / 255, 20, BUDGETS[:2]))
 
 
 class SpentError(Exception):
@@ -118,13 +116,18 @@ def by_scores_large(rounds: int) -> str:
     return _scores(LARGE)
 
 
-def _scores(subjects: tuple[Subject, ...]) -> str:
+def by_scores_photos(rounds: int) -> str:
+    """Square, which has a peer, on more photographs and with more queries."""
+    return _scores((Subject(PHOTOS, 2 / 255, 50),), ("square",))
+
+
+def _scores(subjects: tuple[Subject, ...], attacks: tuple[str, ...] = SCORES) -> str:
     rows = []
     for subject in subjects:
         net, victim, x, y = subject.attacked()
         head = [subject.name, f"{subject.eps:.3g}"]
         threat = sp.ThreatModel(sp.Linf(subject.eps), access="scores", queries=subject.budgets[-1])
-        for attack in SCORES:
+        for attack in attacks:
             began = time.perf_counter()
             result = make_attack(attack)(victim, x, y, threat)
             took = time.perf_counter() - began
@@ -217,12 +220,12 @@ def _art(
 def published(rounds: int) -> str:
     """Square's published setting on ImageNet: queries of the successes at Linf .05, and the share that falls."""
     zoo, rows = load_zoo(), []
-    net = zoo.load("imagenet_mobilenet_v1_025")
+    net = zoo.load(PHOTOS)
     x, y = zoo.data("imagenet")
     with torch.no_grad():
         right = net(x).argmax(1) == y
     x, y = x[right], y[right]
-    victim = sp.Victim(net, name="imagenet_mobilenet_v1_025")
+    victim = sp.Victim(net, name=PHOTOS)
     threat = sp.ThreatModel(sp.Linf(0.05), access="scores", queries=10_000)
     for told, options in (("the paper's windows, p = .05", {"p_init": 0.05}), ("our default, p = .8", {})):
         result = make_attack("square", **options)(victim, x, y, threat)
@@ -244,6 +247,11 @@ def by_labels(rounds: int) -> str:
 def by_labels_large(rounds: int) -> str:
     """The same on networks of ordinary size."""
     return _labels(LARGE, "queries-large")
+
+
+def by_labels_photos(rounds: int) -> str:
+    """The same on more photographs, and on a few of them with more queries."""
+    return _labels((Subject(PHOTOS, 2 / 255, 50, BUDGETS[:2]), Subject(PHOTOS, 2 / 255, 10)), "queries-photos")
 
 
 def by_labels_equal(rounds: int) -> str:
@@ -381,7 +389,7 @@ def _labels(subjects: tuple[Subject, ...], picture: str) -> str:
         for told, distances in lines.items():
             medians = [f"{float(d.median()):.3g}" for d in distances] + [""] * (len(BUDGETS) - len(distances))
             rows.append([subject.name, f"{len(distances[0])}", told, *medians, times.get(told, "")])
-        curves[subject.name] = {
+        curves[f"{subject.name}, n = {len(x)}"] = {
             told: [float(d.median()) for d in lines[told]] for told in lines if len(lines[told][0]) == len(x)
         }
     _draw(curves, picture)

@@ -71,7 +71,7 @@ def test_balls_finer_than_its_rounding_are_searched_exactly(
     if space.eps is None:
         return
     asked = []
-    monkeypatch.setattr("sparring.core.runner.scout", lambda view, x, name, n: asked.append(name))
+    monkeypatch.setattr("sparring.core.differentiation.scout", lambda view, x, name, n: asked.append(name))
     sp.PGD(steps=1)(sp.Victim(convolutions()), x, None, space)
     assert asked == ["float32" if fine else "auto"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparring.core import events
 from sparring.core.batch import Batch, own, put, take
-from sparring.core.convolutions import has_strided_convolutions, quick_input_gradients
+from sparring.core.differentiation import Differentiator
 from sparring.core.errors import CapabilityError, InputError
 from sparring.core.ledger import Ledger, select_fields
 from sparring.core.losses import Loss
@@ -26,9 +26,7 @@ from sparring.core.nearby import Window
 from sparring.core.network import Victim
 from sparring.core.oracle import Oracle
 from sparring.core.outputs import Prediction
-from sparring.core.precision import scout, too_fine
 from sparring.core.rng import KeyedRandom
-from sparring.core.slopes import leaky_gradients
 from sparring.core.space import Space
 from sparring.core.threat import Access, Goal, ThreatModel
 from sparring.core.victim import BaseVictim
@@ -106,12 +104,8 @@ class Run:
         self.victim, self.threat, self.access = victim, threat, terms.access
         self.smallest, self.early_stop = terms.smallest, terms.early_stop
         self.restart = 0
-        self._view = view
-        self._scout: Victim | None = None
+        self._differentiator = None if view is None else Differentiator(view)
         self._terms = terms
-        self._slope = 0.0
-        self._straight = None if view is None else view.straight()
-        self._shortcut = view is not None and has_strided_convolutions(view.net)
         # without access to the victim neither early stop nor best-so-far may see its answers
         self._blind = terms.access is Access.NOTHING
         self.oracle: Oracle | None = None
@@ -231,7 +225,12 @@ class Run:
             yield
         self.shrink()
         self._keep_last(torch.arange(len(self.rows), device=self.rows.device))
-        if more and self._view is not None and len(self.rows) and isinstance(getattr(self._state, "x", None), Tensor):
+        if (
+            more
+            and self._differentiator is not None
+            and len(self.rows)
+            and isinstance(getattr(self._state, "x", None), Tensor)
+        ):
             self.evaluate(self._state.x)
         self._state = None
 
@@ -242,14 +241,13 @@ class Run:
 
         A success seen so is looked at once more in float32 before it counts.
         """
-        if self._view is not None and isinstance(self.x, Tensor):
-            if precision == "auto" and too_fine(self._terms.space, self.x):
-                precision = "float32"
-            self._scout = scout(self._view, self.x, precision, self._terms.samples)
+        if self._differentiator is not None and isinstance(self.x, Tensor):
+            self._differentiator.explore(self.x, self._terms.space, precision, self._terms.samples)
 
     def soften(self, slope: float) -> None:
         """Let `gradient` pass through ReLUs that are off, by this slope (see `sparring.core.slopes`); scores stay as they are."""
-        self._slope = slope
+        if self._differentiator is not None:
+            self._differentiator.soften(slope)
 
     def gradient(self, x: Tensor, loss: Loss, *, candidates: bool = True) -> Gradient:
         """The loss, its gradient and the scores at x, (m, ...); the same forward serves the success check.
@@ -260,34 +258,29 @@ class Run:
         Raises:
             SearchOver: every sample is decided by this forward; the runner catches it.
         """
-        view = self._scout or self._steep()
+        steep = self._steep()
         point = self._snap(self.x, x, self.space) if candidates else x
-        draws = int(getattr(view, "eot", 1))
         total: Gradient | None = None
-        for _ in range(draws):
+        for _ in range(steep.draws):
             leaf = point.detach().requires_grad_(True)
-            with (
-                torch.enable_grad(),
-                quick_input_gradients(self._shortcut and view is not self._straight),
-                leaky_gradients(self._slope),
-            ):
-                value, scores = view.objective(leaf, lambda s: loss(s, self.y, self.goal), self._noise())
-                total_loss = value.sum()
+            value, scores = steep.objective(leaf, lambda s: loss(s, self.y, self.goal), self._noise())
             self._count(forwards=1)
-            if draws == 1:
+            if steep.draws == 1:
                 if candidates:
-                    self._note(point, self._output(view, point, scores), sure=self._scout is None)
+                    self._note(point, self._output(point, scores), sure=steep.sure)
                 self._stop_if_over()
-            grad = self._differentiate(total_loss, leaf)
+            with torch.enable_grad():
+                whole = value.sum()
+            grad = steep.gradient(whole, leaf)
             self._count(backwards=1)
             part = Gradient(value.detach(), grad, scores.detach())
             total = part if total is None else Gradient(*(a + b for a, b in zip(total, part, strict=True)))
         if total is None:
-            raise InputError(f"eot is {draws}; at least one draw is needed")
-        if draws > 1:
-            total = Gradient(*(t / draws for t in total))
+            raise InputError(f"eot is {steep.draws}; at least one draw is needed")
+        if steep.draws > 1:
+            total = Gradient(*(t / steep.draws for t in total))
             if candidates:
-                self._note(point, self._output(view, point, total.scores), sure=self._scout is None)
+                self._note(point, self._output(point, total.scores), sure=steep.sure)
         grad = total.grad
         if not bool(torch.isfinite(grad.sum())):  # one sum is cheap; the repair is rare
             grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
@@ -295,7 +288,7 @@ class Run:
 
     def claim(self, x: Tensor, scores: Tensor, only: Tensor) -> None:
         """Note the successes at x, (m, ...), inside the space, among the samples `only`, bool (m,); by a gradient's scores."""
-        self._note(x, self._output(self._gradients(), x, scores), sure=self._scout is None, only=only)
+        self._note(x, self._output(x, scores), sure=self._steep().sure, only=only)
 
     def jacobian(self, x: Tensor, outputs: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (m, k) at x, several values made of them (m, j), and the gradients of those (m, j, ...).
@@ -305,32 +298,31 @@ class Run:
         Raises:
             SearchOver: every sample is decided by this forward; the runner catches it.
         """
-        view = self._steep()
+        steep = self._steep()
         point = self._snap(self.x, x, self.space)
         leaf = point.detach().requires_grad_(True)
-        with torch.enable_grad(), self._quick(view):
-            scores = view.scores(leaf, self._noise())
+        scores = steep.scores(leaf, self._noise())
         self._count(forwards=1)
-        self._note(point, self._output(view, point, scores))
+        self._note(point, self._output(point, scores))
         self._stop_if_over()
         with torch.enable_grad():
             values = outputs(scores)
             sums = values.sum(0).unbind()
         rows = []
         for j, one in enumerate(sums):
-            rows.append(self._differentiate(one, leaf, retain_graph=j + 1 < len(sums)))
+            rows.append(steep.gradient(one, leaf, retain_graph=j + 1 < len(sums)))
             self._count(backwards=1)
         slopes = torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
         return scores.detach(), values.detach(), slopes
 
     def evaluate(self, x: Tensor) -> Tensor:
         """The scores (m, k) at x by a forward alone, noted like those of a gradient step."""
-        view = self._gradients()
+        view = self._steep().view
         point = self._snap(self.x, x, self.space)
         with torch.no_grad():
             scores = view.scores(point, self._noise())
         self._count(forwards=1)
-        self._note(point, self._output(view, point, scores))
+        self._note(point, self._output(point, scores))
         return scores
 
     def look(self, x: Batch) -> Prediction:
@@ -398,39 +390,15 @@ class Run:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _gradients(self) -> Victim:
-        if self._view is None:
+    def _steep(self) -> Differentiator:
+        if self._differentiator is None:
             raise CapabilityError(f"this run has access to {self.access}; a gradient or a free forward needs gradients")
-        return self._view
+        return self._differentiator
 
-    def _steep(self) -> Victim:
-        """The view whose gradients cost least; that by hand knows nothing of ReLUs that leak."""
-        return self._straight if self._straight is not None and not self._slope else self._gradients()
-
-    def _quick(self, view: Victim) -> contextlib.AbstractContextManager[None]:
-        """What shortens the way back through a view that is none by hand."""
-        return quick_input_gradients(self._shortcut and view is not self._straight)
-
-    def _output(self, view: Victim, point: Tensor, scores: Tensor) -> Prediction:
+    def _output(self, point: Tensor, scores: Tensor) -> Prediction:
         """The prediction that goes with the scores of a search step; a detector is asked as well."""
+        view = self._steep().view
         return Prediction.of(scores.detach(), view.accepts(point, self._noise()) if view.detector is not None else None)
-
-    def _differentiate(self, value: Tensor, leaf: Tensor, *, retain_graph: bool = False) -> Tensor:
-        """The gradient of a scalar to the input alone.
-
-        Raises:
-            CapabilityError: the victim cuts the path between its input and its scores.
-        """
-        grad: Tensor | None = None
-        if value.requires_grad:
-            (grad,) = torch.autograd.grad(value, leaf, retain_graph=retain_graph, allow_unused=True)
-        if grad is None:
-            raise CapabilityError(
-                f"no gradient reaches the input of {self.victim.name!r}: something in it detaches, rounds "
-                "into integers or leaves torch. Give the stage a surrogate (attack_view(bpda=True)), or attack by "
-                "scores or labels"
-            )
-        return grad
 
     def _snap(self, x: Any, point: Any, space: Space) -> Any:
         snap = getattr(space, "snap", None)
@@ -482,10 +450,9 @@ class Run:
             reached = reached & ~self.found()
         index = reached.nonzero().squeeze(1)
         if len(index):
-            view = self._gradients()
             some: Any = take(point, index)
             with torch.no_grad():
-                answer = self._output(view, some, view.scores(some, self._noise(index)))
+                answer = self._output(some, self._steep().view.scores(some, self._noise(index)))
             self.ledger.forwards[self.rows[index]] += 1
             reached = reached.clone()
             reached[index] = self.goal.take(index).achieved(answer, self.y[index], CLAIM_SLACK)
