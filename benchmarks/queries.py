@@ -250,8 +250,8 @@ def by_labels_large(rounds: int) -> str:
 
 
 def by_labels_photos(rounds: int) -> str:
-    """The same on more photographs, and on a few of them with more queries."""
-    return _labels((Subject(PHOTOS, 2 / 255, 50, BUDGETS[:2]), Subject(PHOTOS, 2 / 255, 10)), "queries-photos")
+    """The same on more photographs."""
+    return _labels((Subject(PHOTOS, 2 / 255, 50, BUDGETS[:2]),), "queries-photos")
 
 
 def by_labels_equal(rounds: int) -> str:
