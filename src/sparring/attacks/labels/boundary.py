@@ -112,16 +112,16 @@ class Boundary(Attack):
 
     @staticmethod
     def _sideways(run: Run, s: Walker, u: Tensor) -> Tensor:
-        """The step along u, which is changed, orthogonal to the way home and back on the sphere around the original."""
+        """The step along u, (m, d), orthogonal to the way home and back on the sphere around the original."""
         away = (s.x - run.x).flatten(1)
         # the part of u across `away`, of length sideways * distance, needs two lengths and one product alone
-        distance = away.square().sum(1).sqrt().clamp(min=1e-12)
+        distance = torch.linalg.vector_norm(away, dim=1).clamp(min=1e-12)
         along = (u * away).sum(1) / distance
-        across = (u.square().sum(1) - along.square()).clamp(min=1e-24).sqrt()
+        across = (torch.linalg.vector_norm(u, dim=1).square() - along.square()).clamp(min=1e-24).sqrt()
         turn = s.sideways * distance / across
         back = (1 + s.sideways.square()).rsqrt()
-        away.mul_((back * (1 - turn * along / distance))[:, None]).add_(u.mul_((back * turn)[:, None]))
-        return clamp_(run, away.reshape(s.x.shape).add_(run.x))
+        side = torch.addcmul(run.x.flatten(1), away, (back * (1 - turn * along / distance))[:, None])
+        return clamp_(run, side.addcmul_(u, (back * turn)[:, None]).reshape(s.x.shape))
 
     @staticmethod
     def _adapted(size: Tensor, rate: Tensor, aim: float, factor: float) -> Tensor:

@@ -120,10 +120,12 @@ class SurFree(Attack):
         slope = (v * away).flatten(1).sum(1) / distance.clamp(min=1e-12)
         rest = (1 - slope.square()).clamp(min=1e-12).sqrt()  # the length of the part of v that is orthogonal to u
 
-        def at(angle: Tensor) -> Tensor:
+        def at(angle: Tensor, rows: Tensor) -> Tensor:
             c, turn = angle.cos(), angle.sin() / rest
-            point = away * per_sample(c * (c - turn * slope), away)
-            return clamp_(run, point.add_(v * per_sample(c * turn * distance, v)).add_(run.x))
+            weights = per_sample(c * (c - turn * slope), away), per_sample(c * turn * distance, v)
+            some = run.x, away, weights[0], v, weights[1]
+            x, home, much, aside, more = some if len(rows) == len(v) else (part.index_select(0, rows) for part in some)
+            return clamp_(run, torch.addcmul(x, home, much).addcmul_(aside, more))
 
         best = torch.zeros_like(distance)
         going = torch.ones_like(best, dtype=torch.bool)
@@ -132,7 +134,7 @@ class SurFree(Attack):
                 rows = (going & (best == 0)).nonzero().squeeze(1)
                 if len(rows):
                     angle = s.reach * (side * grade / self.grades)
-                    hit, granted = crosses(run, at(angle)[rows], rows)
+                    hit, granted = crosses(run, at(angle, rows), rows)
                     best[rows[hit]] = angle[rows[hit]]
                     going[rows[~granted]] = False
         going = going & (best != 0)
@@ -142,10 +144,10 @@ class SurFree(Attack):
             if not len(rows):
                 break
             middle = (best + beyond) / 2
-            hit, granted = crosses(run, at(middle)[rows], rows)
+            hit, granted = crosses(run, at(middle, rows), rows)
             best[rows[hit]] = middle[rows[hit]]
             beyond[rows[~hit & granted]] = middle[rows[~hit & granted]]
             going[rows[~granted]] = False
         moved = best != 0
         rows = moved.nonzero().squeeze(1)
-        return s.x.index_copy(0, rows, at(best)[rows]), moved
+        return s.x.index_copy(0, rows, at(best, rows)), moved
