@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 import sparring as sp
 import tiny
-from probe import CE, LABELS, At, Probe, ask_up, below, walk
+from probe import CE, LABELS, SCORES, At, Probe, ask_up, below, walk
+from sparring.core.registry import Card
 from sparring.core.result import Outcome
 from sparring.core.runner import Run
 
@@ -59,6 +61,23 @@ def test_a_point_of_nan_is_no_success() -> None:
     victim.net.register_forward_pre_hook(lambda m, args: torch.nan_to_num(args[0], nan=0.9))
     result = Probe(body=spoil)(victim, *below(0.1), sp.Linf(0.9))
     assert not result.succeeded.any()
+
+
+@pytest.mark.parametrize(("card", "outcome", "at"), [(LABELS, O.SUCCEEDED, 0.52), (SCORES, O.SURVIVED, 0.51)])
+def test_a_success_that_a_rounding_undoes_gives_way_to_one_before(card: Card, outcome: O, at: float) -> None:
+    """Labels do not tell how sure a success is: the nearest one may be gone when the victim is asked once more."""
+    victim = tiny.threshold()
+    layer: Any = next(m for m in victim.modules[0].modules() if isinstance(m, nn.Linear))
+
+    def nearer(run: Run) -> None:
+        for point in (0.8, 0.52, 0.51004, 0.51):  # the last two are hardly apart
+            run.ask(torch.full_like(run.x, point))
+        layer.bias.data += torch.tensor([0.15, -0.15])  # the rounding: class 1 begins at 0.515
+
+    attack = Probe(body=nearer, card=dataclasses.replace(card, minimal=True))
+    result = attack(victim, *below(0.45), sp.ThreatModel(sp.Linf(), access=card.access))
+    assert result.outcomes == [outcome]
+    assert float(result.adversarial) == pytest.approx(at)
 
 
 def test_the_recheck_is_not_charged() -> None:

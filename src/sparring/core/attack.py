@@ -260,12 +260,15 @@ def recheck(run: Run) -> tuple[Batch, Prediction, Tensor]:
     rows = settled.nonzero().squeeze(1)
     put(first, rows, take(ledger.best, rows))
     good, answers, illegal = _judge(run, x, first, y, threat, rng)
-    again = (~good & ledger.found & ~settled).nonzero().squeeze(1)
-    if len(again):  # the last point fails where an earlier one succeeded
+    # the last point fails where an earlier one succeeded; or the best one does not stand, which labels alone did not tell
+    for other, known in ((ledger.best, ledger.found & ~settled), (ledger.spare, ledger.spared)):
+        again = (~good & known).nonzero().squeeze(1)
+        if other is None or not len(again):
+            continue
         part = _threat_for(threat, again)
-        better, newer, _ = _judge(run, take(x, again), take(ledger.best, again), y[again], part, rng.take(again))
+        better, newer, _ = _judge(run, take(x, again), take(other, again), y[again], part, rng.take(again))
         chosen = again[better]
-        put(first, chosen, take(ledger.best, chosen))
+        put(first, chosen, take(other, chosen))
         answers = _merge(answers, newer.take(better.nonzero().squeeze(1)), chosen)
         good[chosen] = True
     outcome = torch.full_like(y, int(Outcome.SURVIVED))

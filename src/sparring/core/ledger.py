@@ -12,12 +12,23 @@ from torch import Tensor
 from sparring.core.batch import Batch, own, put, take
 from sparring.core.errors import InputError
 
+# A success that costs more than the best one by this share is a spare.
+APART = 1e-3
+
 
 @dataclass
 class Ledger:
     """What the run knows about all n samples of its batch, decided or not.
 
-    `changed` is set by whatever may decide a sample, and cleared by who has looked.
+    Attributes:
+        found: bool (n,).
+        best: the best success of each sample, or its original.
+        best_cost: (n,), infinite where nothing is found.
+        given_up: bool (n,).
+        forwards, backwards: int64 (n,).
+        spare: an earlier success of each sample, where `spared`; None for a ledger that keeps none.
+        spared: bool (n,).
+        changed: set by whatever may decide a sample, and cleared by who has looked.
     """
 
     found: Tensor
@@ -26,15 +37,24 @@ class Ledger:
     given_up: Tensor
     forwards: Tensor
     backwards: Tensor
+    spare: Batch | None
+    spared: Tensor
     changed: bool = True
 
     @classmethod
-    def open(cls, x: Batch, device: torch.device) -> Ledger:
-        """A ledger with nothing found yet."""
+    def open(cls, x: Batch, device: torch.device, *, spares: bool = False) -> Ledger:
+        """A ledger with nothing found yet.
+
+        Args:
+            x: the originals.
+            device: of what is noted.
+            spares: keep a success beside each best one, for searches that cannot tell how sure a success is.
+        """
         n = len(x)
         zeros = torch.zeros(n, dtype=torch.int64, device=device)
         no = torch.zeros(n, dtype=torch.bool, device=device)
-        return cls(no, own(x), torch.full((n,), torch.inf, device=device), no.clone(), zeros, zeros.clone())
+        cost, spare = torch.full((n,), torch.inf, device=device), own(x) if spares else None
+        return cls(no, own(x), cost, no.clone(), zeros, zeros.clone(), spare, no.clone())
 
     def record(self, candidates: Batch, cost: Tensor, owner: Tensor, *, nearest: bool) -> None:
         """Keep the successes among several candidates of any samples.
@@ -55,6 +75,10 @@ class Ledger:
             first[1:] = owner[index][1:] != owner[index][:-1]
             index = index[first]
         rows = owner[index]
+        if self.spare is not None:
+            old = rows[self.found[rows] & (self.best_cost[rows] > (1 + APART) * cost[index])]
+            put(self.spare, old, take(self.best, old))
+            self.spared[old] = True
         put(self.best, rows, take(candidates, index))
         self.best_cost[rows] = cost[index]
         self.found[rows] = True

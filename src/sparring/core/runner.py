@@ -116,7 +116,8 @@ class Run:
                 size = max(1, min(size, CACHED // max(1, x[0].numel())))
             self.oracle = Oracle(victim, terms.access, len(x), budget=threat.queries, batch_size=size)
         self.whole = (x, y, threat, rng)
-        self.ledger = Ledger.open(x, y.device)
+        # no margin says how sure a success by labels is: the nearest one may be gone at the re-check by a rounding
+        self.ledger = Ledger.open(x, y.device, spares=terms.smallest and terms.access is Access.LABELS)
         self._state: Any = None
         self._calls = 0
         self.on_step: Callable[[int, int, int], None] | None = None
