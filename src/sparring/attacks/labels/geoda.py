@@ -126,7 +126,7 @@ class GeoDA(Attack):
         s.noise.skip(draws)
         for begin in range(0, int(draws.max()), size):
             waved = waves.vectors(unit(noise.normal(s.plain, size))).flatten(2)
-            points = clamp_(run, waved.mul_(length[:, None, None]).add_(z).reshape(m * size, *s.x.shape[1:]))
+            points = clamp_(run, torch.addcmul(z, waved, length[:, None, None]).reshape(m * size, *s.x.shape[1:]))
             asked = torch.arange(size, device=z.device) + begin < draws[:, None]
             rows, which = asked.nonzero(as_tuple=True)
             every = len(rows) == m * size

@@ -102,12 +102,12 @@ class HopSkipJump(Attack):
             j = min(size, draws - begin)
             u = s.noise.normal(s.x, j).flatten(2)
             length = delta / torch.linalg.vector_norm(u, dim=2).clamp(min=1e-12)
-            points = clamp_(run, u.mul_(length[..., None]).add_(z).reshape(m * j, *s.x.shape[1:]))
+            points = clamp_(run, torch.addcmul(z, u, length[..., None]).reshape(m * j, *s.x.shape[1:]))
             hit, granted = crosses(run, points, torch.arange(m, device=z.device).repeat_interleave(j))
             told = granted.to(z.dtype)
             weights = torch.stack([torch.where(hit, told, -told), told]).reshape(2, m, j).transpose(0, 1)
             # the bounds may have cut the moves
-            sums += torch.einsum("mkj,mjd->mkd", weights, points.reshape(m, j, -1).sub_(z))
+            sums.baddbmm_(weights, points.reshape(m, j, -1).sub_(z))
             counts += weights.sum(2)
         mean = counts[:, 0] / counts[:, 1].clamp(min=1)
         # where all draws agree the centred sum is zero, and the plain one still points away from the others

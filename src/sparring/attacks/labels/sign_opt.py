@@ -84,11 +84,11 @@ class SignOPT(Attack):
             # the point at distance g along v + step u, whose length follows from v u: |v| is one, and so is |u| * scale
             along = (u @ v.mT).squeeze(2)
             reach = s.radius[:, None] * (1 + 2 * step * along + self.smoothing**2).rsqrt()
-            points = (u * (reach * step)[..., None]).add_(v * reach[..., None]).add_(x)
+            points = torch.addcmul(x, v, reach[..., None]).addcmul_(u, (reach * step)[..., None])
             rows = torch.arange(m, device=v.device).repeat_interleave(j)
             hit, granted = crosses(run, clamp_(run, points.reshape(m * j, *s.x.shape[1:])), rows)
             sign = torch.where(hit, -1.0, 1.0) * granted  # still adversarial at g(v): the boundary came nearer
-            total += (sign.reshape(m, j) * scale).to(u.dtype)[:, None] @ u
+            total.baddbmm_((sign.reshape(m, j) * scale).to(u.dtype)[:, None], u)
         return total.reshape(s.x.shape) / self.draws
 
     def _descend(self, run: Run, s: Heading, gradient: Tensor) -> None:
@@ -161,7 +161,7 @@ class SignOPT(Attack):
 
 def _at(run: Run, direction: Tensor, radius: Tensor) -> Tensor:
     """The points at these distances along the directions, (m, ...), inside the bounds."""
-    return clamp_(run, (direction * per_sample(radius, direction)).add_(run.x))
+    return clamp_(run, torch.addcmul(run.x, direction, per_sample(radius, direction)))
 
 
 def _unit(v: Tensor) -> Tensor:
