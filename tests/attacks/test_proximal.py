@@ -40,6 +40,18 @@ def test_the_proximal_operator_is_the_minimiser(p: float) -> None:
     assert torch.count_nonzero(z[5]) == 0
 
 
+def test_weights_too_small_for_the_common_level_end_the_search_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cut off has the sum t up to the resolution of the level, and that is noticed within a few looks."""
+    looks: list[int] = []
+    true = torch.minimum
+    monkeypatch.setattr(torch, "minimum", lambda a, b: (looks.append(len(a)), true(a, b))[1])
+    v = torch.rand(5, 784, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([1e-12, 1e-9, 1e-7, 1e-3, 1.0])
+    cut = (v - proximal(v, t, math.inf)).sum(1)
+    assert len(looks) < 25
+    assert ((cut - t).abs() <= 1e-4 * t + 2.0**-23).all()
+
+
 def test_the_proximal_operators_by_hand() -> None:
     v, t = torch.tensor([[3.0, -4.0, 0.5]]), torch.tensor([1.0])
     torch.testing.assert_close(proximal(v, t, 1.0), torch.tensor([[2.0, -3.0, 0.0]]))

@@ -53,7 +53,9 @@ def l1_threshold(size: Tensor, cap: Tensor, eps: Tensor, guess: Tensor, toleranc
         under = torch.where(left, torch.where(side > 0, under / 2, under), value)
         low, high = torch.where(left, t, low), torch.where(left, high, t)
         side = torch.where(left, 1.0, -1.0)
-        t = torch.where(done, t, (low * under - high * over) / (under - over))
+        between = (low * under - high * over) / (under - over)
+        t = torch.where(done, t, between)
+        done = done | (t <= low) | (t >= high)  # a sum too small for t to tell apart is met as nearly as it can be
     return t
 
 
