@@ -261,7 +261,9 @@ def recheck(run: Run) -> tuple[Batch, Prediction, Tensor]:
     put(first, rows, take(ledger.best, rows))
     good, answers, illegal = _judge(run, x, first, y, threat, rng)
     # the last point fails where an earlier one succeeded; or the best one does not stand, which labels alone did not tell
-    for other, known in ((ledger.best, ledger.found & ~settled), (ledger.spare, ledger.spared)):
+    limit = torch.inf if threat.space.limit is None else threat.space.limit
+    spared = torch.isfinite(ledger.spare_cost) & (ledger.spare_cost <= limit)
+    for other, known in ((ledger.best, ledger.found & ~settled), (ledger.spare, spared)):
         again = (~good & known).nonzero().squeeze(1)
         if other is None or not len(again):
             continue

@@ -26,8 +26,8 @@ class Ledger:
         best_cost: (n,), infinite where nothing is found.
         given_up: bool (n,).
         forwards, backwards: int64 (n,).
-        spare: an earlier success of each sample, where `spared`; None for a ledger that keeps none.
-        spared: bool (n,).
+        spare: an earlier success of each sample; None for a ledger that keeps none.
+        spare_cost: (n,), infinite where there is none.
         changed: set by whatever may decide a sample, and cleared by who has looked.
     """
 
@@ -38,7 +38,7 @@ class Ledger:
     forwards: Tensor
     backwards: Tensor
     spare: Batch | None
-    spared: Tensor
+    spare_cost: Tensor
     changed: bool = True
 
     @classmethod
@@ -54,7 +54,7 @@ class Ledger:
         zeros = torch.zeros(n, dtype=torch.int64, device=device)
         no = torch.zeros(n, dtype=torch.bool, device=device)
         cost, spare = torch.full((n,), torch.inf, device=device), own(x) if spares else None
-        return cls(no, own(x), cost, no.clone(), zeros, zeros.clone(), spare, no.clone())
+        return cls(no, own(x), cost, no.clone(), zeros, zeros.clone(), spare, cost.clone())
 
     def record(self, candidates: Batch, cost: Tensor, owner: Tensor, *, nearest: bool) -> None:
         """Keep the successes among several candidates of any samples.
@@ -78,7 +78,7 @@ class Ledger:
         if self.spare is not None:
             old = rows[self.found[rows] & (self.best_cost[rows] > (1 + APART) * cost[index])]
             put(self.spare, old, take(self.best, old))
-            self.spared[old] = True
+            self.spare_cost[old] = self.best_cost[old]
         put(self.best, rows, take(candidates, index))
         self.best_cost[rows] = cost[index]
         self.found[rows] = True
