@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparring.core.straight import flattens, weight_for_last
+
 # Multiplications that a question must save before Python's own time for it is won back.
 WORTH_IT = 20_000_000
 # The share of all multiplications in convolutions above which a window is no small one.
@@ -212,13 +214,9 @@ class Nearby:
 
     def _first_linear(self) -> tuple[Tensor, Tensor | None] | None:
         """Weights and bias of a linear layer right behind a flattening, for inputs whose channels come last; else None."""
-        if len(self.tail) < 2 or type(self.tail[0]) is not nn.Flatten or type(self.tail[1]) is not nn.Linear:
+        if len(self.tail) < 2 or not flattens(self.tail[0]) or type(self.tail[1]) is not nn.Linear:
             return None
-        flatten, linear, last = self.tail[0], self.tail[1], self.stages[-1]
-        if flatten.start_dim != 1 or flatten.end_dim != -1:
-            return None
-        weight = linear.weight.detach().reshape(-1, last.channels, last.sides[0] * last.sides[1])
-        return weight.transpose(1, 2).flatten(1), linear.bias
+        return weight_for_last(self.tail[1], self.stages[-1].channels), self.tail[1].bias
 
     def _rest(self) -> Tensor:
         """The scores from what the last stage keeps: all that lies behind it is computed as a whole."""

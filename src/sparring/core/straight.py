@@ -62,14 +62,13 @@ def straightened(net: object) -> Straight | None:
             continue
         if type(m) is nn.ReLU:
             layers[-1].relu = True
-        elif type(m) is nn.Flatten and (m.start_dim, m.end_dim) == (1, -1) and not flattened:
+        elif flattens(m) and not flattened:
             flattened = True
         elif type(m) is nn.Linear and flattened:
             inside = layers[-1].weight.shape[0] if isinstance(layers[-1], _Convolution) else 1
             if m.in_features % inside:
                 return None
-            weight = m.weight.detach().reshape(m.out_features, inside, -1).transpose(1, 2).flatten(1)
-            layers.append(_Line(weight, _detached(m.bias)))
+            layers.append(_Line(weight_for_last(m, inside), _detached(m.bias)))
         elif isinstance(m, nn.Conv2d) and not flattened and (way := way_back(m)) is not None:
             kernel = m.weight.detach().contiguous(memory_format=torch.channels_last)
             layers.append(_Convolution(kernel, _detached(m.bias), way=way, first=not layers))
@@ -93,14 +92,19 @@ def flat(net: nn.Sequential) -> Iterator[nn.Module]:
 def overheard(net: nn.Module) -> bool:
     """Whether somebody listens to a network's layers, or has replaced the forward of one."""
     return any(
-        "forward" in vars(m)
-        or m._forward_hooks
-        or m._forward_pre_hooks
-        or m._backward_hooks
-        or m._backward_pre_hooks
-        or getattr(m, "parametrizations", None)
+        "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
         for m in net.modules()
     )
+
+
+def flattens(layer: nn.Module) -> bool:
+    """Whether a layer makes one vector of each input."""
+    return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
+
+
+def weight_for_last(linear: nn.Linear, channels: int) -> Tensor:
+    """The weights of a linear layer behind a flattening, for pictures flattened with their channels last, (out, in)."""
+    return linear.weight.detach().reshape(linear.out_features, channels, -1).transpose(1, 2).flatten(1)
 
 
 def _detached(bias: Tensor | None) -> Tensor | None:
