@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparring.core.batch import Batch
 from sparring.core.door import admit_tensor, as_pair, coerce_scores
 from sparring.core.errors import CapabilityError, InputError, VictimError, VictimWarning
+from sparring.core.identity import identity, operations
 from sparring.core.nearby import Nearby, Window
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
@@ -77,14 +78,15 @@ class Victim(BaseVictim):
         self.stages: tuple[nn.Module, ...] = ()
         self.detector: Callable[..., Tensor] | None = None
         self._inspected = False
+        self._frozen_on = _device_of_constants(net)
 
     @property
     def device(self) -> torch.device:
-        """The device of the network's first parameter or buffer; the CPU where it has none."""
+        """The device of the network's first parameter, buffer or frozen constant; the CPU where it has none."""
         if isinstance(self.net, nn.Module):
             for tensor in itertools.chain(self.net.parameters(), self.net.buffers()):
                 return tensor.device
-        return torch.device("cpu")
+        return self._frozen_on
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -238,7 +240,7 @@ class Victim(BaseVictim):
 
     def _inspect(self, x: Tensor) -> None:
         """Measure the traits on a few inputs: classes, mode, probabilities, randomness."""
-        if any(_minds_mode(m) for module in self.modules for m in module.modules() if m.training):
+        if any(_minds_mode(m) for m in self._in_training()):
             warnings.warn(
                 f"{self.name!r} is in train mode; it is attacked in eval mode and put back afterwards. Call net.eval() "
                 "to say that you mean it",
@@ -278,25 +280,26 @@ class Victim(BaseVictim):
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:
         """Eval mode for every submodule, and a forked random state; both are put back exactly on leaving."""
-        modes = [(m, m.training) for module in self.modules for m in module.modules() if m.training]
+        modules = self._in_training()
         devices = [self.device] if self.device.type == "cuda" else []
-        for m, _ in modes:
+        for m in modules:
             m.training = False
         try:
             with torch.random.fork_rng(devices=devices):
                 yield
         finally:
-            for m, mode in modes:
-                m.training = mode
+            for m in modules:
+                m.training = True
+
+    def _in_training(self) -> list[nn.Module]:
+        """The submodules in train mode; a frozen TorchScript module has no mode."""
+        return [m for module in self.modules for m in module.modules() if getattr(m, "training", False)]
 
     def fingerprint(self) -> str:
         """SHA-256 over the parameters, buffers, structure, normalisation, bounds and stages."""
         digest = hashlib.sha256(f"{self.name}|{self.bounds}|{self.mean}|{self.std}|{self.probabilities}".encode())
-        for module in self.modules:
-            digest.update(repr(module).encode())
-            for key, tensor in sorted(module.state_dict().items()):
-                digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for part in itertools.chain.from_iterable(identity(module) for module in self.modules):
+            digest.update(part)
         return digest.hexdigest()
 
     def straight(self) -> Victim | None:
@@ -384,6 +387,13 @@ def standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std along the channels, or the features, of a batch (n, c, ...)."""
     shape = (-1, *([1] * (x.ndim - 2)))
     return (x - mean.to(x).reshape(shape)) / std.to(x).reshape(shape)
+
+
+def _device_of_constants(net: Any) -> torch.device:
+    """Where a frozen network's weights are: they cannot be moved."""
+    if not isinstance(net, torch.jit.ScriptModule):
+        return torch.device("cpu")
+    return next((part.device for part in operations(net) if isinstance(part, Tensor)), torch.device("cpu"))
 
 
 def _minds_mode(module: nn.Module) -> bool:
