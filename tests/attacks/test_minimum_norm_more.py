@@ -14,7 +14,7 @@ import tiny
 from sparring.attacks.minimum_norm import EAD, LBFGS, BrendelBethge, DeepFool, NewtonFool, SuperDeepFool
 from sparring.attacks.minimum_norm.lbfgs import Curvature
 from sparring.attacks.minimum_norm.newtonfool import LOG_ODDS
-from sparring.attacks.minimum_norm.trust_region import boundary_step, shrunk
+from sparring.attacks.minimum_norm.trust_region import boundary_step, kept, piece
 from sparring.core.balls import NORMS, Ball
 from sparring.core.errors import InputError
 from sparring.core.threat import Knowledge
@@ -101,13 +101,49 @@ def test_the_boundary_step_in_the_plane_by_hand() -> None:
     torch.testing.assert_close(narrow, torch.tensor([[3.0, 1.2]]), atol=1e-4, rtol=0)
 
 
-def test_changes_shrink_by_the_norm() -> None:
+def test_the_boundary_step_meets_the_rim_and_the_plane() -> None:
+    """Where the region binds, steps end on its rim and on the plane, whatever their neighbours in the batch."""
+    g = torch.Generator().manual_seed(5)
+    m, d = 64, 50
+    x0 = torch.rand(m, d, generator=g)
+    v, lo, hi = (torch.rand(m, d, generator=g) - x0) * 0.9, -x0, 1 - x0
+    b = torch.nn.functional.normalize(torch.randn(m, d, generator=g), dim=1)
+    need, r = torch.full((m,), 0.05), torch.full((m,), 0.2)
+    for p in (1.0, 2.0, math.inf):
+        u = boundary_step(v, b, need, r, lo, hi, p)
+        alone = torch.cat(
+            [
+                boundary_step(v[i : i + 1], b[i : i + 1], need[:1], r[:1], lo[i : i + 1], hi[i : i + 1], p)
+                for i in range(m)
+            ]
+        )
+        torch.testing.assert_close(u, alone)
+        rim = (u - v).norm(dim=1) / r
+        assert float(rim.max()) <= 1 + 1e-5
+        assert int((rim >= 0.96).sum()) >= m - 1
+        off = (b * (u - v)).sum(1) - need
+        assert float(off.abs().median()) <= 1e-4
+
+
+def test_changes_move_along_their_piece() -> None:
+    """By hand: what the norm and the plane draw, and the derivatives, which the next point on the piece confirms."""
+    v, b = torch.tensor([[0.5, -0.2, 2.0]]), torch.tensor([[0.6, 0.0, 0.8]])
+    lo, hi = torch.full((1, 3), -1.0), torch.full((1, 3), 1.0)
+    for p, ease, want in (
+        (1.0, -0.3, [0.26, 0.0, 1.0]),
+        (2.0, 0.5, [0.31, -0.1, 1.0]),
+        (math.inf, 0.3, [0.3, -0.2, 0.3]),
+    ):
+        at, pull = torch.tensor([0.1]), torch.tensor([ease])
+        u, along, pulled = piece(v, b, at, pull, lo, hi, p)
+        torch.testing.assert_close(u, torch.tensor([want]))
+        farther, _, _ = piece(v, b, at + 1e-2, pull + 1e-2, lo, hi, p)
+        torch.testing.assert_close(farther, u + 1e-2 * (along + pulled))
+
+
+def test_l0_changes_are_kept_whole() -> None:
     y, lo, hi = torch.tensor([[0.5, -0.2, 2.0]]), torch.full((1, 3), -1.0), torch.full((1, 3), 1.0)
-    pull = torch.tensor([0.3])
-    torch.testing.assert_close(shrunk(y, pull, lo, hi, 1.0), torch.tensor([[0.2, 0.0, 1.0]]))
-    torch.testing.assert_close(shrunk(y, pull, lo, hi, 2.0), (y / 1.3).clamp(max=1))
-    torch.testing.assert_close(shrunk(y, pull, lo, hi, math.inf), torch.tensor([[0.3, -0.2, 0.3]]))
-    torch.testing.assert_close(shrunk(y, pull, lo, hi, 0.0), torch.tensor([[0.5, 0.0, 1.0]]))
+    torch.testing.assert_close(kept(y, torch.tensor([0.3]), lo, hi), torch.tensor([[0.5, 0.0, 1.0]]))
 
 
 def test_brendel_bethge_walks_from_the_starts_it_is_given() -> None:
@@ -238,3 +274,10 @@ def test_known_figures_on_digits(zoo: ModuleType) -> None:
         result = attack(victim, x, y, ball())
         assert result.succeeded.sum() == (result.clean.labels == y).sum(), str(attack)
         assert result.median_distance <= most, str(attack)
+
+
+def test_a_walk_that_has_lost_the_boundary_goes_no_farther_back_than_needed(zoo: ModuleType) -> None:
+    """A digit whose walk from noise, at a distance of 327 in L1, first crosses the boundary after two returns."""
+    x, y = zoo.data("mnist", 41)
+    result = BrendelBethge()(sp.Victim(zoo.load("mnist_adv")), x[40:], y[40:], sp.L1())
+    assert float(result.distance) <= 20

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sparring as sp
 import tiny
-from probe import CE, LABELS, SCORES, At, Probe, ask_up, below, walk
+from probe import CE, LABELS, MINIMAL, SCORES, At, Probe, ask_up, below, walk
 from sparring.core.registry import Card
 from sparring.core.result import Outcome
 from sparring.core.runner import Run
@@ -151,3 +151,33 @@ def test_results_on_the_lattice_stay_on_it(space: Any) -> None:
     assert on_grid(result.adversarial)
     read_back = (result.adversarial * 255).round().to(torch.uint8).float() / 255
     assert torch.equal(victim.query(read_back).labels != y, result.succeeded)
+
+
+@pytest.mark.parametrize(("undone", "outcome"), [(2e-4, O.SUCCEEDED), (2e-2, O.SURVIVED)])
+@pytest.mark.parametrize("limit", [None, 0.051])
+def test_a_smallest_change_that_a_rounding_undoes_is_looked_at_a_little_farther(
+    undone: float, outcome: O, limit: float | None
+) -> None:
+    victim = tiny.threshold()
+    layer: Any = next(m for m in victim.modules[0].modules() if isinstance(m, nn.Linear))
+
+    def touch(run: Run) -> None:
+        run.evaluate(torch.full_like(run.x, 0.50001))
+        layer.bias.data += torch.tensor([undone, -undone])  # class 1 begins at .5 + undone / 10
+
+    result = Probe(body=touch, card=MINIMAL)(victim, *below(0.45), sp.Linf() if limit is None else sp.Linf(limit))
+    assert result.outcomes == [outcome]
+    if outcome is O.SUCCEEDED:
+        assert 0.05 < float(result.distance) < 0.0502
+
+
+def test_a_little_farther_must_not_leave_the_ball() -> None:
+    victim = tiny.threshold()
+    layer: Any = next(m for m in victim.modules[0].modules() if isinstance(m, nn.Linear))
+
+    def touch(run: Run) -> None:
+        run.evaluate(torch.full_like(run.x, 0.50001))
+        layer.bias.data += torch.tensor([2e-4, -2e-4])
+
+    result = Probe(body=touch, card=MINIMAL)(victim, *below(0.45), sp.Linf(0.05002))
+    assert result.outcomes == [O.SURVIVED]

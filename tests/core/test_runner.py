@@ -310,3 +310,15 @@ def test_a_smallest_change_beyond_eps_is_survival_and_within_eps_an_early_end() 
     assert result.outcomes == [O.SUCCEEDED, O.SURVIVED]
     assert result.forwards.tolist() == [2, 4]
     assert float(result.adversarial[0]) == pytest.approx(0.6)
+
+
+def test_some_samples_can_be_evaluated_alone() -> None:
+    def body(run: Run) -> None:
+        scores = run.evaluate(torch.tensor([[0.9], [0.1]]), torch.tensor([2, 0]))
+        assert scores.argmax(1).tolist() == [1, 0]
+        run.evaluate(torch.tensor([[0.7]]), torch.tensor([1]))
+
+    result = Probe(body=body, card=MINIMAL)(tiny.threshold(), *below(0.1, 0.2, 0.3, 0.4), sp.Linf())
+    assert result.succeeded.tolist() == [False, True, True, False]
+    assert result.distance[1:3].tolist() == pytest.approx([0.5, 0.6])
+    assert result.forwards.tolist() == [1, 1, 1, 0]

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -22,12 +23,14 @@ from sparring.core.registry import Card
 from sparring.core.result import AttackResult, Outcome
 from sparring.core.rng import KeyedRandom, content_ids
 from sparring.core.runner import Run, Terms, progress_to
-from sparring.core.space import Space
+from sparring.core.space import Bounds, Space
 from sparring.core.threat import Access, Goal, Targeted, ThreatModel
 from sparring.core.victim import BaseVictim, query_in_batches
 
 # A random victim is broken when most of so many fresh draws of its noise are (none of them seen by the search).
 VOTES = 10
+# A smallest change that rounding has undone is looked at again, longer by these shares.
+FARTHER = (1e-4, 1e-3)
 
 
 class Attack:
@@ -256,27 +259,48 @@ def recheck(run: Run) -> tuple[Batch, Prediction, Tensor]:
     ledger = run.ledger
     x, y, threat, rng = run.whole
     first = own(run.last)
-    settled = ledger.found if not run.keeps_last else torch.zeros_like(ledger.found)
-    rows = settled.nonzero().squeeze(1)
-    put(first, rows, take(ledger.best, rows))
+    if not run.keeps_last:
+        rows = ledger.found.nonzero().squeeze(1)
+        put(first, rows, take(ledger.best, rows))
     good, answers, illegal = _judge(run, x, first, y, threat, rng)
-    # the last point fails where an earlier one succeeded; or the best one does not stand, which labels alone did not tell
-    limit = torch.inf if threat.space.limit is None else threat.space.limit
-    spared = torch.isfinite(ledger.spare_cost) & (ledger.spare_cost <= limit)
-    for other, known in ((ledger.best, ledger.found & ~settled), (ledger.spare, spared)):
-        again = (~good & known).nonzero().squeeze(1)
-        if other is None or not len(again):
+    for again, other in _instead(run):
+        again = again[~good[again]]
+        if not len(again):
             continue
-        part = _threat_for(threat, again)
-        better, newer, _ = _judge(run, take(x, again), take(other, again), y[again], part, rng.take(again))
-        chosen = again[better]
-        put(first, chosen, take(other, chosen))
-        answers = _merge(answers, newer.take(better.nonzero().squeeze(1)), chosen)
+        points = other(again)
+        better, newer, _ = _judge(run, take(x, again), points, y[again], _threat_for(threat, again), rng.take(again))
+        kept, chosen = better.nonzero().squeeze(1), again[better]
+        put(first, chosen, take(points, kept))
+        answers = _merge(answers, newer.take(kept), chosen)
         good[chosen] = True
     outcome = torch.full_like(y, int(Outcome.SURVIVED))
     outcome[illegal & ~good] = int(Outcome.FAILED)
     outcome[good] = int(Outcome.SUCCEEDED)
     return first, answers, outcome
+
+
+def _instead(run: Run) -> Iterator[tuple[Tensor, Callable[[Tensor], Batch]]]:
+    """What to look at where the first candidate does not stand: whose, int64, and from some of these to their points."""
+    ledger, (x, _, threat, _) = run.ledger, run.whole
+    found = ledger.found.nonzero().squeeze(1)
+    if run.keeps_last:  # an earlier point succeeded
+        yield found, functools.partial(take, ledger.best)
+    # labels did not tell how sure the nearest success is
+    if ledger.spare is not None:
+        limit = torch.inf if threat.space.limit is None else threat.space.limit
+        spared = torch.isfinite(ledger.spare_cost) & (ledger.spare_cost <= limit)
+        yield spared.nonzero().squeeze(1), functools.partial(take, ledger.spare)
+    # neither do scores that vanish on the boundary, as a binary victim's do
+    seen = run.smallest and run.access is Access.GRADIENTS and not run.victim.traits.stochastic
+    if seen and isinstance(x, Tensor) and isinstance(ledger.best, Tensor):
+        for farther in FARTHER:
+            yield found, functools.partial(_past, x, ledger.best, 1.0 + farther, getattr(threat.space, "bounds", None))
+
+
+def _past(x: Tensor, best: Tensor, share: float, bounds: Bounds | None, rows: Tensor) -> Tensor:
+    """The best successes of some samples moved away from their inputs, within the bounds."""
+    points: Tensor = x[rows] + share * (best[rows] - x[rows])
+    return points if bounds is None else bounds.clamp(points)
 
 
 def _judge(

@@ -316,14 +316,20 @@ class Run:
         slopes = torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
         return scores.detach(), values.detach(), slopes
 
-    def evaluate(self, x: Tensor) -> Tensor:
-        """The scores (m, k) at x by a forward alone, noted like those of a gradient step."""
+    def evaluate(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The scores at x by a forward alone, noted like those of a gradient step.
+
+        Point i belongs to active sample i, or to rows[i], each at most once.
+        """
         view = self._steep().view
-        point = self._snap(self.x, x, self.space)
+        point = self._snap_at(x, rows)
         with torch.no_grad():
-            scores = view.scores(point, self._noise())
-        self._count(forwards=1)
-        self._note(point, self._output(point, scores))
+            scores = view.scores(point, self._noise(rows))
+        if rows is None:
+            self._count(forwards=1)
+        else:
+            self.ledger.forwards[self.rows[rows]] += 1
+        self._note(point, self._output(point, scores, rows), rows=rows)
         return scores
 
     def look(self, x: Batch) -> Prediction:
@@ -396,10 +402,11 @@ class Run:
             raise CapabilityError(f"this run has access to {self.access}; a gradient or a free forward needs gradients")
         return self._differentiator
 
-    def _output(self, point: Tensor, scores: Tensor) -> Prediction:
+    def _output(self, point: Tensor, scores: Tensor, rows: Tensor | None = None) -> Prediction:
         """The prediction that goes with the scores of a search step; a detector is asked as well."""
         view = self._steep().view
-        return Prediction.of(scores.detach(), view.accepts(point, self._noise()) if view.detector is not None else None)
+        accepted = view.accepts(point, self._noise(rows)) if view.detector is not None else None
+        return Prediction.of(scores.detach(), accepted)
 
     def _snap(self, x: Any, point: Any, space: Space) -> Any:
         snap = getattr(space, "snap", None)
@@ -432,18 +439,30 @@ class Run:
             elif passes:
                 tally[self.rows] += passes
 
-    def _note(self, point: Batch, output: Prediction, *, sure: bool = True, only: Tensor | None = None) -> None:
-        """Record the successes at `point`, among the samples `only` where given; unsure ones are looked at once more."""
+    def _note(
+        self,
+        point: Batch,
+        output: Prediction,
+        *,
+        sure: bool = True,
+        only: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> None:
+        """Record the successes at `point`, among the samples `only` where given; unsure ones are looked at once more.
+
+        Point i belongs to active sample i, or to rows[i] (of sure ones alone).
+        """
         if self._blind:
             return
-        reached = self.goal.achieved(output, self.y)
+        goal, y = (self.goal, self.y) if rows is None else (self.goal.take(rows), self.y[rows])
+        reached = goal.achieved(output, y)
         reached = reached if only is None else reached & only
         if not bool(reached.any()):  # most steps of a search reach nothing
             return
-        reached = reached & self.goal.achieved(output, self.y, CLAIM_SLACK)
+        reached = reached & goal.achieved(output, y, CLAIM_SLACK)
         if not sure:
             reached = self._confirmed(point, reached)
-        self._record(point, reached)
+        self._record(point, reached, rows)
 
     def _confirmed(self, point: Batch, reached: Tensor) -> Tensor:
         """Bool (m,): which of the successes that a scout saw are new ones and stand in float32."""
@@ -453,7 +472,7 @@ class Run:
         if len(index):
             some: Any = take(point, index)
             with torch.no_grad():
-                answer = self._output(some, self._steep().view.scores(some, self._noise(index)))
+                answer = self._output(some, self._steep().view.scores(some, self._noise(index)), index)
             self.ledger.forwards[self.rows[index]] += 1
             reached = reached.clone()
             reached[index] = self.goal.take(index).achieved(answer, self.y[index], CLAIM_SLACK)

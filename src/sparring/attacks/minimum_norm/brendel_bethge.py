@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from sparring.core.threat import Access
 
 # A start is climbed to in steps of this length per element, in units of the bounds' width.
 CLIMB = 0.03
-# Halvings of the way from the input to the start.
+# Halvings of a way to the boundary.
 HALVINGS = 8
 # After so many points in a row short of the boundary a walk has lost it.
 LOST = 10
@@ -128,13 +129,18 @@ class BrendelBethge(Attack):
 
     @staticmethod
     def _return(run: Run, s: Walk, g: Gradient) -> None:
-        """Take a walk that has lost the boundary back to its best success; the trust region is smaller by then."""
+        """Take a walk that has lost the boundary back towards its best success, as far as needed.
+
+        It is near the boundary, if on its wrong side; to begin again at the success would waste the way that it has come.
+        """
         s.lost = torch.where(g.loss > 0, 0.0, s.lost + 1.0)
-        back = (s.lost >= LOST) & run.found()
-        best, _ = run.best()
-        s.x = torch.where(per_sample(back, s.x), best, s.x)
-        s.normal = torch.where(per_sample(back, s.normal), 0.0, s.normal)
-        s.lost = torch.where(back, 0.0, s.lost)
+        rows = torch.nonzero((s.lost >= LOST) & run.found()).squeeze(1)
+        if not len(rows):
+            return
+        short = s.x[rows]
+        away = run.best()[0][rows] - short
+        s.x = s.x.index_copy(0, rows, _crossing(run, lambda share: short + per_sample(share, away) * away, rows))
+        s.normal[rows], s.lost[rows] = 0.0, 0.0
 
     def _start(self, run: Run) -> Tensor:
         """Adversarial points wherever some are found, (m, ...)."""
@@ -163,7 +169,6 @@ class BrendelBethge(Attack):
     def _to_boundary(run: Run, far: Tensor) -> Tensor:
         """The adversarial point on the way from the input to `far` that halving finds, in Linf with `far` cut to cubes."""
         away = far - run.x
-        low, high = torch.zeros_like(far.flatten(1)[:, 0]), torch.ones_like(far.flatten(1)[:, 0])
 
         def between(share: Tensor) -> Tensor:
             if math.isinf(run.space.p):
@@ -171,8 +176,18 @@ class BrendelBethge(Attack):
                 return clamp(run, run.x + away.clamp(-cube, cube))
             return clamp(run, run.x + per_sample(share, away) * away)
 
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            hit = reached(run, run.evaluate(between(middle)))
-            low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
-        return between(high)
+        return _crossing(run, between)
+
+
+def _crossing(run: Run, between: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Tensor:
+    """The adversarial points that halving finds on the ways from shares of 0 to shares of 1, where these end in such points.
+
+    `between` takes the shares, one for each active sample or for each of `rows`, to points.
+    """
+    low = run.x.new_zeros(len(run.rows if rows is None else rows))
+    high = torch.ones_like(low)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        hit = reached(run, run.evaluate(between(middle), rows), rows)
+        low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
+    return between(high)

@@ -27,9 +27,10 @@ def cosine(first: float, last: float, t: int, count: int) -> float:
     return last + (first - last) * (1.0 + math.cos(math.pi * t / max(1, count))) / 2.0
 
 
-def reached(run: Run, scores: Tensor) -> Tensor:
-    """Bool (m,): which scores reach the goal; the run itself asks for a hair more before it records a success."""
-    return run.goal.achieved(Prediction.of(scores), run.y)
+def reached(run: Run, scores: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Bool: which scores reach the goal, of all active samples or of `rows`; the run asks for a hair more of a success."""
+    goal, y = (run.goal, run.y) if rows is None else (run.goal.take(rows), run.y[rows])
+    return goal.achieved(Prediction.of(scores), y)
 
 
 def norm(delta: Tensor, p: float) -> Tensor:

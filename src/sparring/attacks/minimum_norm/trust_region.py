@@ -2,64 +2,239 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY
+from sparring.attacks.minimum_norm.parts import TINY, norm
+from sparring.attacks.minimum_norm.projections import plane_step
 
-# Halvings of the pull; each bracket of the multiplier grows fourfold at most so often; and root findings end at this residue.
-HALVINGS, GROWTHS, SECANTS, RESIDUE = 10, 12, 16, 1e-2
-# In L0, L1 and L2 the pull is a power of ten between these exponents.
-POWERS = {0.0: (-4.0, 2.0), 1.0: (-6.0, 2.0), 2.0: (-4.0, 3.0)}
+# Of the plane: the share of the way to it that may be missing.
+RESIDUE = 1e-2
+# In L1, L2 and Linf the trust region is met by so many rounds at most, which aim at this share of the radius and end above that.
+ROUNDS, AIM, ENOUGH = 10, 0.995, 0.97
+# In L0: halvings of the pull; each bracket of the multiplier grows fourfold at most so often; and so many false positions.
+HALVINGS, GROWTHS, SECANTS = 10, 12, 16
 
 
-def shrunk(y: Tensor, pull: Tensor, lo: Tensor, hi: Tensor, p: float) -> Tensor:
-    """The change near y that the norm draws towards zero, cut at the bounds, element by element, (m, d).
+def boundary_step(v: Tensor, b: Tensor, need: Tensor, radius: Tensor, lo: Tensor, hi: Tensor, p: float) -> Tensor:
+    """The u of least p-norm with <b, u - v> >= need, |u - v|_2 <= radius and lo <= u <= hi, (m, d).
 
-    argmin_u of pull * |u|_1 + |u - y|^2 / 2 in lo <= u <= hi in L1; of pull^2 * |u|_0 + |u - y|^2 in L0, of
-    pull * |u|^2 + |u - y|^2 in L2; in Linf the projection on the cube of half width `pull`. Every element rises with its y.
+    Where the point of the plane nearest to zero lies in the trust region, it is the answer. Where even the shortest way to the
+    plane leaves the region, it is cut to the radius. Between the two the region binds, and the norm's pull is to be found that
+    ends on its rim.
 
     Args:
-        y: wanted changes, (m, d).
-        pull: how strong the norm is, (m,); in Linf the half width.
+        v: the changes so far, (m, d), within lo and hi.
+        b: unit normals of the planes, (m, d).
+        need: how far along the normal the plane lies, (m,); negative where v is beyond it.
+        radius: of the trust region, (m,).
         lo, hi: the least and largest changes that the bounds allow, (m, d).
         p: 0, 1, 2 or inf.
     """
-    weight = pull[:, None]
-    if math.isinf(p):
-        return y.clamp(torch.maximum(lo, -weight), torch.minimum(hi, weight))
-    if p == 2:
-        return (y / (1.0 + weight)).clamp(lo, hi)
-    if p == 1:
-        return (y - y.clamp(-weight, weight)).clamp(lo, hi)
-    u = y.clamp(lo, hi)
-    # a change costs the weight, and saves y^2 less what the bounds cut off it
-    return u * (y.square() - (y - u).square() > weight.square())
-
-
-def pulls(v: Tensor, free: Tensor, radius: Tensor, p: float) -> Callable[[Tensor], Tensor]:
-    """From a share between 0 and 1, (m,), to pulls between hardly any and more than the trust region can bear, (m,).
-
-    `free` is the length of the step without a pull, (m,).
-    """
-    size = v.abs().amax(1)
-    if math.isinf(p):
-        # the step without a pull is inside the largest cube, and no step in the trust region inside a smaller one than the least
-        return lambda share: (size + free).lerp((size - radius).clamp(min=0.0), share)
+    tolerance = RESIDUE * need.abs() + 1e-4 * radius + 1e-6 * norm(v, 2.0)
+    way = plane_step(v, b, need.clamp(min=0.0), lo, hi, 2.0)
+    free = norm(way, 2.0)
+    best: Tensor = v + way * (radius / free.clamp(min=TINY)).clamp(max=1.0)[:, None]
+    bound = free <= radius
+    task = Task(v, b, need, radius, lo, hi, tolerance, p)
     if p == 0:
-        return lambda share: size * share / (1.0 - share).clamp(min=0.01)
-    least, most = POWERS[p]
-    unit = torch.ones_like(size) if p == 2 else size.clamp(min=TINY)
-    return lambda share: unit * torch.pow(10.0, least + (most - least) * share)
+        return _halved(task, best, bound, free)
+    foot = plane_step(torch.zeros_like(v), b, ((b * v).sum(1) + need).clamp(min=0.0), lo, hi, p)
+    inside = norm(foot - v, 2.0) <= radius
+    best = torch.where(inside[:, None], foot, best)
+    return _rimmed(task, best, bound & ~inside)
 
 
-def _pulled(v: Tensor, b: Tensor, pull: Tensor, lo: Tensor, hi: Tensor, p: float, multiplier: Tensor) -> Tensor:
-    """The change v moved along b by the multiplier and drawn by the norm, (m, d)."""
-    return shrunk(v + multiplier[:, None] * b, pull, lo, hi, p)
+@dataclass(frozen=True)
+class Task:
+    """What `boundary_step` is asked, and how far from the plane an answer may be, (m,)."""
+
+    v: Tensor
+    b: Tensor
+    need: Tensor
+    radius: Tensor
+    lo: Tensor
+    hi: Tensor
+    tolerance: Tensor
+    p: float
+
+    def of(self, rows: Tensor) -> Task:
+        """The same for some samples, by index."""
+        v, b, need, radius = self.v[rows], self.b[rows], self.need[rows], self.radius[rows]
+        return Task(v, b, need, radius, self.lo[rows], self.hi[rows], self.tolerance[rows], self.p)
+
+
+def _rimmed(task: Task, best: Tensor, live: Tensor) -> Tensor:
+    """The steps that the trust region binds, in L1, L2 and Linf: Newton's rounds in the multiplier of the plane and the pull.
+
+    The change is piecewise linear in the two, so that each round solves its piece: a linear equation for the plane, and a
+    quadratic one for the rim. Rounds may go in a circle (about one sample in a hundred): those keep the best point met.
+
+    Args:
+        task: what is asked.
+        best: points that will do, (m, d).
+        live: whose trust region binds, (m,).
+    """
+    p, rows = task.p, torch.nonzero(live).squeeze(1)
+    if not len(rows):
+        return best
+    task = task if len(rows) == len(live) else task.of(rows)
+    multiplier = task.need.clamp(min=0.0)
+    ease, least, most = _eases(task)
+    shortest, live = norm(best[rows], p), torch.ones_like(rows, dtype=torch.bool)
+    for _ in range(ROUNDS):
+        u, along, pulled = piece(task.v, task.b, multiplier, ease, task.lo, task.hi, p)
+        d = u - task.v
+        over, length, long = (task.b * d).sum(1) - task.need, d.square().sum(1), norm(u, p)
+        allowed = (over >= -2.0 * task.tolerance) & (length <= task.radius.square())
+        better = torch.nonzero(live & allowed & (long < shortest)).squeeze(1)
+        best[rows[better]], shortest[better] = u[better], long[better]
+        met = (over <= 2.0 * task.tolerance) | (multiplier == 0)
+        live = live & ~(allowed & met & (length >= (ENOUGH * task.radius).square()))
+        left = int(live.sum())
+        if not left:
+            break
+        y, shift, tilt = _round(task, d, along, pulled, multiplier, over, length)
+        # where nothing is left to move towards the plane, the pull was far too strong
+        eased = torch.where(torch.isnan(y), (ease + most) / 2.0, ease + y)
+        eased = torch.minimum(torch.maximum(eased, least), most)
+        multiplier = (multiplier + shift - tilt * (eased - ease)).clamp(min=0.0)
+        ease = eased
+        if 2 * left <= len(rows):
+            keep = torch.nonzero(live).squeeze(1)
+            task, rows, live = task.of(keep), rows[keep], live[keep]
+            multiplier, ease, least, most, shortest = (part[keep] for part in (multiplier, ease, least, most, shortest))
+    return best
+
+
+def _eases(task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the pull begins, the strongest, and the weakest that the region could bear, as eases (see `piece`), each (m,)."""
+    size = task.v.abs().amax(1)
+    if task.p == 2:
+        return torch.ones_like(size), torch.zeros_like(size), torch.ones_like(size)
+    if task.p == 1:
+        return torch.zeros_like(size), -100.0 * size, torch.zeros_like(size)
+    return 0.98 * size, (size - task.radius).clamp(min=0.0), size + task.radius
+
+
+def _round(
+    task: Task, d: Tensor, along: Tensor, pulled: Tensor, multiplier: Tensor, over: Tensor, length: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far the ease moves on this piece, and the multiplier with it: by shift - tilt * that, each (m,).
+
+    d + x * along + y * pulled is the change a little farther on; NaN where none of it moves towards the plane.
+
+    Args:
+        task: what is asked.
+        d: the change of the change, (m, d).
+        along, pulled: see `piece`.
+        multiplier: of the plane, (m,).
+        over: how far d is beyond the plane, (m,).
+        length: of d, squared, (m,).
+    """
+    aa, ap, pp = along.square().sum(1), (along * pulled).sum(1), pulled.square().sum(1)
+    ad, pd, bp = (along * d).sum(1), (pulled * d).sum(1), (task.b * pulled).sum(1)
+    rim = (AIM * task.radius).square()
+    shift, tilt = -over / aa, bp / aa
+    y = _lower_root(
+        aa * tilt.square() + pp - 2.0 * ap * tilt,
+        2.0 * (pd - aa * shift * tilt - ad * tilt + ap * shift),
+        length + aa * shift.square() + 2.0 * ad * shift - rim,
+    )
+    # a multiplier below zero would hold the change back at the plane: it may leave it
+    leaves = multiplier + shift - tilt * y < 0
+    alone = _lower_root(
+        pp, 2.0 * (pd - multiplier * ap), length + multiplier.square() * aa - 2.0 * multiplier * ad - rim
+    )
+    y = torch.where(leaves, alone, y)
+    shift, tilt = torch.where(leaves, -multiplier, shift), torch.where(leaves, 0.0, tilt)
+    stuck = aa <= TINY
+    return torch.where(stuck, torch.nan, y), torch.where(stuck, 0.0, shift), torch.where(stuck, 0.0, tilt)
+
+
+def piece(
+    v: Tensor, b: Tensor, multiplier: Tensor, ease: Tensor, lo: Tensor, hi: Tensor, p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The change near v that the plane and the norm draw, and how it moves with each of the two, each (m, d).
+
+    argmin_u of |u - v|_2^2 / 2 - multiplier * <b, u> + the norm's pull, in lo <= u <= hi, element by element.
+
+    Args:
+        v, b, lo, hi: see `boundary_step`.
+        multiplier: of the plane, (m,).
+        ease: how little the norm pulls, (m,): in L2 the share of v that stays (a pull of w |u|^2 / 2 leaves 1 / (1 + w), and
+            the multiplier is counted after it), in Linf the half width of the cube, in L1 minus the threshold.
+        p: 1, 2 or inf.
+    """
+    weight = ease[:, None]
+    y = (v * weight if p == 2 else v).addcmul(multiplier[:, None], b)
+    if math.isinf(p):
+        u = torch.maximum(torch.minimum(y, torch.minimum(hi, weight)), torch.maximum(lo, -weight))
+        free = (u == y).to(y.dtype)
+        return u, b * free, u.sign() * ((u.abs() == weight) & (u != y))
+    z = y if p == 2 else y - y.clamp(weight, -weight)
+    u = torch.maximum(torch.minimum(z, hi), lo)
+    free = ((u == z) & (z != 0)).to(y.dtype)
+    return u, b * free, (v if p == 2 else y.sign()) * free
+
+
+def _lower_root(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The lower root of a y^2 + b y + c, a >= 0; where there is none, the y that comes nearest to one; 0 where a vanishes."""
+    root = (b.square() - 4.0 * a * c).clamp(min=0.0).sqrt()
+    return torch.where(a > TINY, (-b - root) / (2.0 * a.clamp(min=TINY)), 0.0)
+
+
+def kept(y: Tensor, pull: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """argmin_u of pull^2 |u|_0 + |u - y|^2 in lo <= u <= hi, element by element, (m, d); every element rises with its y.
+
+    Args:
+        y: wanted changes, (m, d).
+        pull: how strong the norm is, (m,).
+        lo, hi: the least and largest changes that the bounds allow, (m, d).
+    """
+    u = y.clamp(lo, hi)
+    # a change costs the pull, and saves y^2 less what the bounds cut off it
+    return u * (y.square() - (y - u).square() > pull.square()[:, None])
+
+
+def _halved(task: Task, best: Tensor, bound: Tensor, free: Tensor) -> Tensor:
+    """The steps in L0, where elements go in and out whole: for each pull the multiplier that meets the plane is a root, and the
+    largest pull that stays in the trust region is found by halving.
+
+    Args:
+        task: what is asked.
+        best: points that will do, (m, d).
+        bound: who has room for a pull, (m,).
+        free: the length of the step without one, (m,).
+    """
+    v, b, need, tolerance = task.v, task.b, task.need, task.tolerance
+    level = (b * v).sum(1) + need
+    size = v.abs().amax(1)
+    done = ~bound
+    low, high = torch.zeros_like(need), torch.ones_like(need)
+    guess = free + task.radius
+    share = high
+    for _ in range(HALVINGS + 1):
+        pull = size * share / (1.0 - share).clamp(min=0.01)
+
+        def change(at: Tensor, pull: Tensor = pull) -> Tensor:
+            return kept(v + at[:, None] * b, pull, task.lo, task.hi)
+
+        at, u = onto(level, b, change, guess, tolerance)
+        reaches = (b * u).sum(1) - level >= -2.0 * tolerance
+        inside = reaches & (norm(u - v, 2.0) <= task.radius)
+        best = torch.where((inside & ~done)[:, None], u, best)
+        guess = torch.where(inside, at + tolerance, guess)
+        low, high = torch.where(inside, share, low), torch.where(inside, high, share)
+        done = done | (low >= high)
+        if bool(done.all()):
+            break
+        share = (low + high) / 2
+    return best
 
 
 def onto(
@@ -114,43 +289,3 @@ def onto(
         near, far = torch.where(before, middle, near), torch.where(before, far, middle)
         side = torch.where(before, 1.0, -1.0)
     return at, change(at)
-
-
-def boundary_step(v: Tensor, b: Tensor, need: Tensor, radius: Tensor, lo: Tensor, hi: Tensor, p: float) -> Tensor:
-    """The u of least p-norm with <b, u - v> = need, |u - v|_2 <= radius and lo <= u <= hi, (m, d).
-
-    The norm's pull and the plane's multiplier are the dual variables: for each pull the multiplier that meets the plane is a
-    root, and the largest pull that stays in the trust region is found by halving. Where even the step without a pull leaves the
-    region, that step is cut to the radius.
-
-    Args:
-        v: the changes so far, (m, d), within lo and hi.
-        b: unit normals of the planes, (m, d).
-        need: how far along the normal the plane lies, (m,).
-        radius: of the trust region, (m,).
-        lo, hi: the least and largest changes that the bounds allow, (m, d).
-        p: 0, 1, 2 or inf.
-    """
-    level = (b * v).sum(1) + need
-    tolerance = RESIDUE * need.abs() + 1e-4 * radius + 1e-6 * torch.linalg.vector_norm(v, dim=1)
-    # without a pull all norms agree: the foot of the perpendicular, within the bounds
-    multiplier, u = onto(level, b, lambda at: (v + at[:, None] * b).clamp(lo, hi), need, tolerance)
-    free = torch.linalg.vector_norm(u - v, dim=1)
-    best: Tensor = v + (u - v) * (radius / free.clamp(min=TINY)).clamp(max=1.0)[:, None]
-    done = free > radius
-    pull_of = pulls(v, free, radius, p)
-    low, high = torch.zeros_like(need), torch.ones_like(need)
-    guess = multiplier + radius
-    share = high
-    for _ in range(HALVINGS + 1):
-        at, u = onto(level, b, functools.partial(_pulled, v, b, pull_of(share), lo, hi, p), guess, tolerance)
-        reaches = (b * u).sum(1) - level >= -2.0 * tolerance
-        inside = reaches & (torch.linalg.vector_norm(u - v, dim=1) <= radius)
-        best = torch.where((inside & ~done)[:, None], u, best)
-        guess = torch.where(inside, at + tolerance, guess)
-        low, high = torch.where(inside, share, low), torch.where(inside, high, share)
-        done = done | (low >= high)
-        if bool(done.all()):
-            break
-        share = (low + high) / 2
-    return best
