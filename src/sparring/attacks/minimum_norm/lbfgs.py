@@ -37,28 +37,30 @@ class Curvature:
     """The last pairs of moves and changes of the gradient, one memory per sample: what L-BFGS knows of the Hessian.
 
     Attributes:
-        moves: (m, h, d), the newest last.
-        turns: changes of the gradient, (m, h, d).
+        pairs: changes of the gradient, then moves, (m, 2 h, d), in a ring each.
         weight: 1 / <move, turn>, 0 for an empty place, (m, h).
+        newest: the place of the last pair, int64 (m,).
     """
 
-    moves: Tensor
-    turns: Tensor
+    pairs: Tensor
     weight: Tensor
+    newest: Tensor
 
     @classmethod
     def start(cls, like: Tensor, memory: int) -> Curvature:
         """Nothing known; `like` is (m, d)."""
-        none = like.new_zeros(len(like), memory, like.shape[1])
-        return cls(none, none.clone(), like.new_zeros(len(like), memory))
+        none = like.new_zeros(len(like), 2 * memory, like.shape[1])
+        return cls(none, like.new_zeros(len(like), memory), torch.zeros_like(like[:, 0], dtype=torch.int64))
 
     def add(self, move: Tensor, turn: Tensor, where: Tensor) -> None:
         """Take in a pair where bool (m,) and where it curves upwards, so that the Hessian stays positive."""
         product = (move * turn).sum(1)
         keep = where & (product > 1e-8 * turn.square().sum(1))
         index = keep.nonzero().squeeze(1)
-        for kept, new in ((self.moves, move), (self.turns, turn), (self.weight, 1.0 / product)):
-            kept[index] = torch.cat([kept[index, 1:], new[index, None]], dim=1)
+        memory = self.weight.shape[1]
+        place = (self.newest[index] + 1) % memory
+        self.pairs[index, place], self.pairs[index, memory + place] = turn[index], move[index]
+        self.weight[index, place], self.newest[index] = 1.0 / product[index], place
 
     def forget(self, where: Tensor) -> None:
         """Clear the memory where bool (m,)."""
@@ -67,27 +69,40 @@ class Curvature:
     def descent(self, gradient: Tensor, free: Tensor) -> Tensor:
         """Minus the inverse Hessian times the gradient on the free elements, (m, d) (Nocedal 1980, two loops).
 
+        The loops go over the inner products alone, so that the vectors are read three times and not in each turn of a loop.
+
         Args:
             gradient: (m, d).
             free: 1 for elements that may move, 0 for those held at a bound, (m, d).
         """
-        moves, turns = self.moves * free[:, None], self.turns * free[:, None]
-        product = (moves * turns).sum(2)
-        use = (self.weight > 0) & (product > 1e-8 * turns.square().sum(2))
-        rho = torch.where(use, 1.0 / product.where(use, torch.ones_like(product)), 0.0)
-        q, shares = gradient * free, []
-        for i in range(rho.shape[1] - 1, -1, -1):
-            share = rho[:, i] * (moves[:, i] * q).sum(1)
-            q = q - share[:, None] * turns[:, i]
-            shares.append(share)
+        memory = self.weight.shape[1]
+        order = (self.newest[:, None] + 1 + torch.arange(memory, device=free.device)) % memory  # the oldest first
+        places = torch.cat([order, memory + order], dim=1)
+        gradient = gradient * free
+        slopes = torch.bmm(self.pairs, gradient[:, :, None]).squeeze(2).gather(1, places)
+        products = torch.bmm(self.pairs[:, :memory] * free[:, None], self.pairs.mT)
+        products = products.gather(1, order[:, :, None].expand_as(products))
+        turn_turn, turn_move = products.gather(2, places[:, None].expand_as(products)).chunk(2, dim=2)
+        turned, moved = slopes.chunk(2, dim=1)
+        curve, square = turn_move.diagonal(dim1=1, dim2=2), turn_turn.diagonal(dim1=1, dim2=2)
+        use = (self.weight.gather(1, order) > 0) & (curve > 1e-8 * square)
+        rho = torch.where(use, 1.0 / curve.where(use, torch.ones_like(curve)), 0.0)
+        # of the gradient less share * turns, the moves' inner products, newest first
+        share = torch.zeros_like(rho)
+        for i in range(memory - 1, -1, -1):
+            share[:, i] = rho[:, i] * (moved[:, i] - (share * turn_move[:, :, i]).sum(1))
         # the newest usable pair sets the scale; without one, the squared distance's own Hessian, 2
         scale = torch.full_like(rho[:, 0], 0.5)
-        for i in range(rho.shape[1]):
-            scale = torch.where(use[:, i], product[:, i] / turns[:, i].square().sum(1).clamp(min=TINY), scale)
-        q = q * scale[:, None]
-        for i, share in enumerate(reversed(shares)):
-            q = q + (share - rho[:, i] * (turns[:, i] * q).sum(1))[:, None] * moves[:, i]
-        return -q
+        for i in range(memory):
+            scale = torch.where(use[:, i], curve[:, i] / square[:, i].clamp(min=TINY), scale)
+        # of that times the scale, plus back * moves, the turns' inner products, oldest first
+        rest = scale[:, None] * (turned - (turn_turn * share[:, None]).sum(2))
+        back = torch.zeros_like(rho)
+        for i in range(memory):
+            back[:, i] = share[:, i] - rho[:, i] * (rest[:, i] + (back * turn_move[:, i]).sum(1))
+        parts = torch.zeros_like(slopes).scatter(1, places, torch.cat([-scale[:, None] * share, back], dim=1))
+        along = torch.bmm(parts[:, None], self.pairs).squeeze(1).mul_(free)
+        return along.addcmul_(scale[:, None], gradient).neg_()
 
 
 @dataclass
