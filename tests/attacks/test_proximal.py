@@ -43,8 +43,8 @@ def test_the_proximal_operator_is_the_minimiser(p: float) -> None:
 def test_weights_too_small_for_the_common_level_end_the_search_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cut off has the sum t up to the resolution of the level, and that is noticed within a few looks."""
     looks: list[int] = []
-    true = torch.minimum
-    monkeypatch.setattr(torch, "minimum", lambda a, b: (looks.append(len(a)), true(a, b))[1])
+    true = Tensor.sum
+    monkeypatch.setattr(Tensor, "sum", lambda a, *how: (looks.append(len(a)), true(a, *how))[1])
     v = torch.rand(5, 784, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([1e-12, 1e-9, 1e-7, 1e-3, 1.0])
     cut = (v - proximal(v, t, math.inf)).sum(1)

@@ -15,6 +15,7 @@ from sparring.core.batch import Batch
 from sparring.core.errors import InputError
 from sparring.core.rng import KeyedRandom
 from sparring.core.space import Bounds
+from sparring.core.thresholds import caps, soft_threshold
 
 # A float32 sum or difference may leave the ball by its own rounding; the soundness check flags more than this.
 TOLERANCE = 1e-6
@@ -311,17 +312,16 @@ class L1(Ball):
         flat, centre = x_adv.flatten(1), x.flatten(1)
         delta = flat - centre
         size = delta.abs()
-        if self.bounds is None:
-            cap = torch.full_like(size, torch.inf)
-        else:
+        cap = None
+        if self.bounds is not None:
             hi, lo = (b.expand(x.shape).flatten(1) if b.ndim else b for b in (self.bounds.hi, self.bounds.lo))
-            cap = torch.where(delta > 0, hi - centre, centre - lo)
+            cap = caps(delta, centre, lo, hi)
         eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device).expand(x.shape[0])
-        shrink = _soft_threshold(size, cap, eps)
-        kept = torch.minimum((size - shrink[:, None]).clamp(min=0.0), cap)
-        inside = (torch.minimum(size, cap).sum(1) <= eps)[:, None]
-        moved = centre + delta.sign() * kept
-        return self._clamp(torch.where(inside, flat, moved).reshape(x.shape))
+        shrink = soft_threshold(size, cap, eps)[:, None]
+        kept = size.sub_(shrink).clamp_(min=0.0)
+        kept = kept if cap is None else torch.minimum(kept, cap)
+        moved = delta.sign_().mul_(kept).add_(centre)
+        return self._clamp(torch.where(shrink == 0, flat, moved).reshape(x.shape))
 
     def sample(self, x: Tensor, rng: KeyedRandom, stream: tuple[str | int, ...] | str) -> Tensor:
         """Uniform in the ball: exponential magnitudes, one more for the slack, random signs; then clamped."""
@@ -343,31 +343,6 @@ class L1(Ball):
         signs = flat.gather(1, index).sign()
         signs = signs / signs.abs().sum(1, keepdim=True).clamp(min=1.0)
         return torch.zeros_like(flat).scatter_(1, index, signs).reshape(gradient.shape)
-
-
-def _soft_threshold(size: Tensor, cap: Tensor, eps: Tensor) -> Tensor:
-    """The shrinkage t per sample with sum(min(max(size - t, 0), cap)) = eps; 0 where the sum is already at most eps.
-
-    The sum is piecewise linear in t: Newton's steps, halving where they leave the bracket, find the right piece and end on its
-    root. Sorting the pieces would take several times as long, and longer than a small network's forward and backward.
-    """
-    low = torch.zeros_like(eps)
-    most = high = size.amax(1) if size.shape[1] else low
-    t, done = low, eps <= 0
-    for _ in range(100):
-        left = size - t[:, None]
-        excess = torch.minimum(left.clamp(min=0.0), cap).sum(1, dtype=torch.float64) - eps
-        falling = ((left > 0) & (left < cap)).sum(1)
-        over = excess > 0
-        low, high = torch.where(over, t, low), torch.where(over, high, t)
-        newton = (t + excess / falling).to(t.dtype)
-        # on a flat piece the quotient is no number or infinite, and not inside
-        further = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
-        done = done | (excess.abs() <= 1e-7 * eps) | (~over & (t == 0)) | (newton == t) | (further == t)
-        if bool(done.all()):
-            break
-        t = torch.where(done, t, further)
-    return torch.where(eps > 0, t, most)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -181,7 +181,7 @@ class SparseSteps:
         """The next iterate: a step along the signs of each sample's largest elements, projected."""
         size = grad.flatten(1).abs()
         count = (self.share * size.shape[1]).long().clamp(1, size.shape[1])
-        least = size.sort(dim=1, descending=True).values.gather(1, count[:, None] - 1)
+        least = size.topk(int(count.max()), dim=1).values.gather(1, count[:, None] - 1)
         signs = torch.where(size >= least, grad.flatten(1).sign(), 0.0)
         signs = signs * (self.step[:, None] / signs.abs().sum(1, keepdim=True).clamp(min=1.0))
         return ball.project(x, z + signs.reshape(z.shape))

@@ -22,13 +22,14 @@ from sparring.attacks.minimum_norm.parts import (
     unit,
     width,
 )
-from sparring.attacks.minimum_norm.projections import caps, l0_keep, l1_threshold
+from sparring.attacks.minimum_norm.projections import l0_keep
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.losses import get_loss
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Gradient, Run
 from sparring.core.threat import Access
+from sparring.core.thresholds import caps, soft_threshold
 
 # The first step by p, as a factor and a power of the number of elements, times eps: in units of the half diagonal of the cube in
 # Linf, of the radius in L2, and in L1 of a length halfway between one changed element and all of them. Much longer steps only
@@ -153,6 +154,6 @@ def project(run: Run, s: Walk, delta: Tensor) -> Tensor:
         inside = clamp(run, run.x + delta).sub_(run.x)
         return l0_keep(delta, inside, s.eps, run.space.pixels).add_(run.x)
     x, size = run.x.flatten(1), delta.abs().flatten(1)
-    s.shrink = l1_threshold(size, caps(delta.flatten(1), x, *box(run)), s.eps, s.shrink)
+    s.shrink = soft_threshold(size, caps(delta.flatten(1), x, *box(run)), s.eps, s.shrink, 1e-4)
     kept = size.sub_(s.shrink[:, None]).clamp_(min=0.0)
     return clamp(run, (kept.reshape(delta.shape) * delta.sign()).add_(run.x))

@@ -1,62 +1,11 @@
-"""Projections inside a box, by root finding instead of sorting: on the L1 ball, on the L0 ball, and on hyperplanes.
-
-Each is one equation in one unknown per sample, monotone and piecewise linear, so that a few passes over the batch solve it;
-sorting every sample's elements would cost as much as the victim's own forward and backward on small networks.
-"""
+"""Projections inside a box: on the L0 ball, and on hyperplanes (by root finding, see `sparring.core.thresholds`)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-
-def caps(delta: Tensor, x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """How far each element of x can move in the direction of `delta` before it leaves lo <= x <= hi, (m, d)."""
-    if bool(torch.isinf(lo).any()):
-        return torch.full_like(x, torch.inf)
-    # hi - x where delta > 0 and x - lo where delta < 0, without a selection (several times slower than arithmetic)
-    return (delta.sign() * ((hi + lo) / 2 - x)).add_((hi - lo) / 2).clamp_(min=0.0)
-
-
-def l1_threshold(size: Tensor, cap: Tensor, eps: Tensor, guess: Tensor, tolerance: float = 1e-4) -> Tensor:
-    """The t >= 0 with sum(min(max(size - t, 0), cap)) = eps, (m,); 0 where the sum is at most eps without shrinking.
-
-    False position with halving (Illinois), from a bracket; each sample stops by its own tolerance, so that the others of its
-    batch do not matter.
-
-    Args:
-        size: magnitudes, (m, d).
-        cap: the most that each element may keep, (m, d); it may be infinite.
-        eps: the sums wanted, (m,).
-        guess: where to look first, such as the last step's t, (m,).
-        tolerance: of the sum, relative to eps.
-    """
-
-    def excess(t: Tensor) -> Tensor:
-        kept = (size - t[:, None]).clamp_(min=0.0)
-        return torch.minimum(kept, cap).sum(1) - eps
-
-    low, high = torch.zeros_like(eps), size.amax(1)
-    over, under = excess(low), -eps
-    t = torch.where((guess > 0) & (guess < high), guess, high / 2)
-    done = over <= tolerance * eps
-    t = torch.where(done, low, t)
-    side = torch.zeros_like(eps)
-    for _ in range(60):
-        value = excess(t)
-        done = done | (value.abs() <= tolerance * eps)
-        if bool(done.all()):
-            break
-        left = value > 0
-        # the end that stays for a second time loses half its weight, or the other end would hardly move
-        over = torch.where(left, value, torch.where(side < 0, over / 2, over))
-        under = torch.where(left, torch.where(side > 0, under / 2, under), value)
-        low, high = torch.where(left, t, low), torch.where(left, high, t)
-        side = torch.where(left, 1.0, -1.0)
-        between = (low * under - high * over) / (under - over)
-        t = torch.where(done, t, between)
-        done = done | (t <= low) | (t >= high)  # a sum too small for t to tell apart is met as nearly as it can be
-    return t
+from sparring.core.thresholds import caps
 
 
 def l0_keep(delta: Tensor, inside: Tensor, eps: Tensor, pixels: bool) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.minimum_norm.parts import TINY, norm
-from sparring.attacks.minimum_norm.projections import l1_threshold
 from sparring.core.balls import per_sample
+from sparring.core.thresholds import soft_threshold
 
 
 def proximal(v: Tensor, t: Tensor, p: float, guess: Tensor | None = None) -> Tensor:
@@ -32,6 +32,5 @@ def proximal(v: Tensor, t: Tensor, p: float, guess: Tensor | None = None) -> Ten
     if not math.isinf(p):
         raise ValueError(f"p is {p}; the proximal operators are those of 1, 2 and inf")
     size = v.abs().flatten(1)
-    level = l1_threshold(size, size, t, torch.zeros_like(t) if guess is None else guess)
-    level = torch.where(size.sum(1) <= t, 0.0, level)
+    level = soft_threshold(size, None, t, guess, 1e-4)
     return v.sign() * torch.minimum(v.abs(), per_sample(level, v))

@@ -88,11 +88,11 @@ class VFGA(Attack):
             if not len(run.rows):
                 return
             moves = [self._move(run, s.x, room, s.slope) for room in (bounds.hi - s.x, bounds.lo - s.x)]
+            sizes = run.rng.normal((self.draws, len(moves)), ("sizes", run.restart, t)).to(s.x).abs()
             s.value = torch.full_like(s.value, -torch.inf)
             for k in range(self.draws):
-                for way, move in zip(("up", "down"), moves, strict=True):
-                    size = run.rng.normal((1,), (way, run.restart, t, k)).to(s.x).abs().squeeze(1)
-                    point = clamp(run, s.x + per_sample(size, move) * move)
+                for way, move in enumerate(moves):
+                    point = clamp(run, per_sample(sizes[:, k, way], move).mul(move).add_(s.x))
                     value = self._favour(run, point)
                     better = value > s.value
                     s.value = torch.where(better, value, s.value)
