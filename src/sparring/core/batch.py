@@ -21,6 +21,11 @@ def take(batch: B, index: Tensor) -> B:
     return [batch[i] for i in index.tolist()]  # type: ignore[return-value]
 
 
+def pick(batch: B, index: Tensor) -> B:
+    """The same as `take` for an index that rises: the batch itself, uncopied, where that leaves none out."""
+    return batch if len(index) == len(batch) else take(batch, index)
+
+
 def put(batch: Batch, index: Tensor, rows: Batch) -> None:
     """Write `rows` into `batch` at `index`, in place; `batch` is a tensor or a list."""
     if isinstance(batch, Tensor) and isinstance(rows, Tensor):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.core.batch import Batch, own, put, take
+from sparring.core.batch import Batch, own, pick, put, take
 from sparring.core.errors import InputError
 
-# A success that costs more than the best one by this share is a spare.
-APART = 1e-3
+# A success that costs more than the best one by this share is a spare, and gives way to another when it costs so much more.
+APART, STALE = 1e-3, 0.05
 
 
 @dataclass
@@ -74,12 +74,17 @@ class Ledger:
             first = torch.ones_like(index, dtype=torch.bool)
             first[1:] = owner[index][1:] != owner[index][:-1]
             index = index[first]
+            chosen = take(candidates, index)
+        else:
+            chosen = pick(candidates, index)
         rows = owner[index]
         if self.spare is not None:
-            old = rows[self.found[rows] & (self.best_cost[rows] > (1 + APART) * cost[index])]
+            before = self.best_cost[rows]
+            stale = self.spare_cost[rows] > (1 + STALE) * before
+            old = rows[self.found[rows] & stale & (before > (1 + APART) * cost[index])]
             put(self.spare, old, take(self.best, old))
             self.spare_cost[old] = self.best_cost[old]
-        put(self.best, rows, take(candidates, index))
+        put(self.best, rows, chosen)
         self.best_cost[rows] = cost[index]
         self.found[rows] = True
         self.changed = True

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparring.core import events
-from sparring.core.batch import Batch, own, put, take
+from sparring.core.batch import Batch, own, pick, put, take
 from sparring.core.differentiation import Differentiator
 from sparring.core.errors import CapabilityError, InputError
 from sparring.core.ledger import Ledger, select_fields
@@ -492,9 +492,10 @@ class Run:
             reached = reached & ~(self.ledger.best_cost[owner] <= limit)
         index = reached.nonzero().squeeze(1)
         if len(index):
+            candidates = pick(point, index)
             mine = index if rows is None else rows[index]
-            candidates = take(point, index)
-            cost = self.space.take(mine).cost(take(self.x, mine), candidates)
+            x = pick(self.x, mine) if rows is None else take(self.x, mine)
+            cost = self.space.take(mine).cost(x, candidates)
             self.ledger.record(candidates, cost, owner[index], nearest=self.smallest)
 
     def _stop_if_over(self) -> None:

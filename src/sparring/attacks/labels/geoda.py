@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.labels.frequencies import Frequencies, unit
-from sparring.attacks.labels.parts import HALVINGS, crosses, first_points, to_boundary, together
+from sparring.attacks.labels.parts import crosses, first_points, halve, to_boundary, together
 from sparring.attacks.query.noise import Noise
 from sparring.attacks.query.parts import budget, clamp_, positive
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
+from sparring.core.batch import pick
 from sparring.core.errors import InputError
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
@@ -157,23 +158,13 @@ class GeoDA(Attack):
             if not len(rows):
                 break
             tried = unit((turn * normal + (1 - turn) * s.heading).flatten(1)).reshape(normal.shape)
-            hit, _ = crosses(run, Path.along(run, tried).at(distance)[rows], rows)
+            hit, _ = crosses(run, Path.along(run, tried).at(distance[rows], rows), rows)
             nearer[rows[hit]] = True
             heading = heading.clone()
             heading[rows[hit]] = tried[rows[hit]]
         path = Path.along(run, heading)
         hi, lo = distance.clone(), torch.zeros_like(distance)
-        going = nearer.clone()
-        for _ in range(HALVINGS):
-            going = going & (hi - lo > _TOLERANCE * hi)
-            rows = going.nonzero().squeeze(1)
-            if not len(rows):
-                break
-            middle = (lo + hi) / 2
-            hit, granted = crosses(run, path.at(middle)[rows], rows)
-            hi[rows[hit]] = middle[rows[hit]]
-            lo[rows[~hit & granted]] = middle[rows[~hit & granted]]
-            going[rows[~granted]] = False
+        halve(run, path.at, lo, hi, nearer, lambda low, high: high - low > _TOLERANCE * high)
         s.x, s.heading = torch.where(per_sample(nearer, s.x), path.at(hi), s.x), heading
         stays = (~nearer).to(s.x.dtype)
         s.signed, s.plain = s.signed * stays[:, None], s.plain * stays[:, None]
@@ -212,12 +203,14 @@ class Path:
         before = torch.empty_like(room).scatter_(1, order, ordered.cumsum(1) - ordered)
         return cls(run, sign, room, before)
 
-    def at(self, length: Tensor) -> Tensor:
-        """The points at these lengths, (m, ...)."""
-        x, bounds = self.run.x, self.run.space.bounds
+    def at(self, length: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The points at these lengths, of all samples or of `rows`, (m, ...)."""
+
+        def some(part: Tensor) -> Tensor:
+            return part if rows is None else pick(part, rows)
+
+        x, direction = some(self.run.x), some(self.direction)
         step = per_sample(length, x)
         if self.room is not None and self.before is not None:
-            amount = torch.minimum((length[:, None] - self.before).clamp(min=0.0), self.room)
-            step = amount.reshape(x.shape)
-        point = x + step * self.direction
-        return point if bounds is None else bounds.clamp(point)  # type: ignore[no-any-return]
+            step = torch.minimum((length[:, None] - some(self.before)).clamp(min=0.0), some(self.room)).reshape(x.shape)
+        return clamp_(self.run, torch.addcmul(x, step, direction))

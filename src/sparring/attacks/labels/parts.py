@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sparring.core.balls import per_sample
-from sparring.core.batch import Batch
+from sparring.core.batch import Batch, pick
 from sparring.core.errors import ThreatError
 from sparring.core.runner import Run
 
@@ -108,15 +109,42 @@ def to_boundary(run: Run, far: Tensor, tolerance: Tensor, active: Tensor | None 
     """
     lo = torch.zeros(len(far), device=far.device)
     hi = torch.ones_like(lo)
-    going = torch.ones_like(lo, dtype=torch.bool) if active is None else active.clone()
+    going = torch.ones_like(lo, dtype=torch.bool) if active is None else active
+    halve(
+        run,
+        lambda share, rows: between(run, pick(run.x, rows), pick(far, rows), share),
+        lo,
+        hi,
+        going,
+        lambda low, high: high - low > tolerance,
+    )
+    return torch.where(per_sample(hi < 1, far), between(run, run.x, far, hi), far)
+
+
+def halve(
+    run: Run,
+    at: Callable[[Tensor, Tensor], Tensor],
+    lo: Tensor,
+    hi: Tensor,
+    going: Tensor,
+    wide: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Bring lo and hi, which are changed, together on each sample's way to the boundary.
+
+    Args:
+        run: the samples in play.
+        at: from places on the ways of some samples, (j,), and which those are, int64 (j,), to the points there, (j, ...).
+        lo, hi: (m,), places short of the boundary and beyond it.
+        going: bool (m,), whose to bring together; one that can pay no more stays as it is.
+        wide: from lo and hi to bool (m,): whose are not yet near enough.
+    """
     for _ in range(HALVINGS):
-        going = going & (hi - lo > tolerance)
+        going = going & wide(lo, hi)
         rows = going.nonzero().squeeze(1)
         if not len(rows):
-            break
-        middle = (lo + hi) / 2
-        hit, granted = crosses(run, between(run, run.x, far, middle)[rows], rows)
-        hi[rows[hit]] = middle[rows[hit]]
-        lo[rows[~hit & granted]] = middle[rows[~hit & granted]]
+            return
+        middle = (lo[rows] + hi[rows]) / 2
+        hit, granted = crosses(run, at(middle, rows), rows)
+        short = ~hit & granted
+        hi[rows[hit]], lo[rows[short]] = middle[hit], middle[short]
         going[rows[~granted]] = False
-    return torch.where(per_sample(hi < 1, far), between(run, run.x, far, hi), far)

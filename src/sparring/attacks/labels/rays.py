@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.labels.parts import crosses
+from sparring.attacks.labels.parts import crosses, halve
+from sparring.attacks.query.parts import clamp_
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
+from sparring.core.batch import pick
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
@@ -72,26 +74,17 @@ class RayS(Attack):
     def _shorten(self, run: Run, s: Ray, signs: Tensor, span: float) -> None:
         """Keep `signs` for the samples whose ray along them is shorter, and find its length by halving."""
 
-        def at(radius: Tensor) -> Tensor:
-            reach = torch.where(torch.isinf(radius), torch.full_like(radius, span), radius)
-            return run.space.without_limit().project(run.x, run.x + per_sample(reach, run.x) * signs)  # type: ignore[no-any-return]
+        def at(radius: Tensor, rows: Tensor) -> Tensor:
+            x, way = pick(run.x, rows), pick(signs, rows)
+            return clamp_(run, torch.addcmul(x, per_sample(radius, x), way))
 
-        hit, _ = crosses(run, at(s.radius))  # the fast check: does the new ray cross inside the best radius?
         hi = torch.where(torch.isinf(s.radius), torch.full_like(s.radius, span), s.radius)
-        lo = torch.zeros_like(hi)
-        going = hit.clone()
-        while True:
-            going = going & (hi - lo > self.tolerance * span)
-            rows = going.nonzero().squeeze(1)
-            if not len(rows):
-                break
-            middle = (lo + hi) / 2
-            inside, told = crosses(run, at(middle)[rows], rows)
-            hi[rows[inside]] = middle[rows[inside]]
-            lo[rows[~inside & told]] = middle[rows[~inside & told]]
-            going[rows[~told]] = False
+        everyone = torch.arange(len(hi), device=hi.device)
+        hit, _ = crosses(run, at(hi, everyone))  # the fast check: does the new ray cross inside the best radius?
+        width = self.tolerance * span
+        halve(run, at, torch.zeros_like(hi), hi, hit, lambda low, high: high - low > width)
         rows = hit.nonzero().squeeze(1)
         if len(rows):
-            s.signs = s.signs.index_copy(0, rows, signs[rows])
+            s.signs = s.signs.index_copy(0, rows, pick(signs, rows))
             s.radius = torch.where(hit, hi, s.radius)
-            s.x = s.x.index_copy(0, rows, at(hi)[rows])
+            s.x = s.x.index_copy(0, rows, at(hi[rows], rows))

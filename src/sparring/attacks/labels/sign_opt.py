@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.labels.parts import HALVINGS, crosses, first_points, together
+from sparring.attacks.labels.parts import crosses, first_points, halve, together
 from sparring.attacks.query.noise import Noise
 from sparring.attacks.query.parts import clamp_
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
+from sparring.core.batch import pick
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
@@ -121,8 +122,7 @@ class SignOPT(Attack):
         rows = active.nonzero().squeeze(1)
         out = torch.zeros_like(active)
         if len(rows):
-            points = _at(run, direction, radius * 0.999)
-            out[rows], _ = crosses(run, points[rows], rows)
+            out[rows], _ = crosses(run, _at(run, direction, radius[rows] * 0.999, rows), rows)
         return out
 
     @staticmethod
@@ -132,24 +132,21 @@ class SignOPT(Attack):
         A descent shortens by a few per cent at a time, so a point a little nearer is asked first.
         """
         lo, hi = torch.zeros_like(radius), radius.clone()
-        going = active.clone()
         for share in (0.97, 0.8):
-            rows = (going & (lo == 0)).nonzero().squeeze(1)
+            rows = (active & (lo == 0)).nonzero().squeeze(1)
             if len(rows):
-                near = share * radius
-                hit, told = crosses(run, _at(run, direction, near)[rows], rows)
-                hi[rows[hit]] = near[rows[hit]]
-                lo[rows[~hit & told]] = near[rows[~hit & told]]
-        for _ in range(HALVINGS):
-            going = going & (hi - lo > 2e-5 * radius)
-            rows = going.nonzero().squeeze(1)
-            if not len(rows):
-                break
-            middle = (lo + hi) / 2
-            hit, told = crosses(run, _at(run, direction, middle)[rows], rows)
-            hi[rows[hit]] = middle[rows[hit]]
-            lo[rows[~hit & told]] = middle[rows[~hit & told]]
-            going[rows[~told]] = False
+                near = share * radius[rows]
+                hit, told = crosses(run, _at(run, direction, near, rows), rows)
+                short = ~hit & told
+                hi[rows[hit]], lo[rows[short]] = near[hit], near[short]
+        halve(
+            run,
+            lambda middle, rows: _at(run, direction, middle, rows),
+            lo,
+            hi,
+            active,
+            lambda low, high: high - low > 2e-5 * radius,
+        )
         return hi
 
     def _measure(self, run: Run, s: Heading, direction: Tensor, radius: Tensor, changed: Tensor) -> None:
@@ -159,9 +156,10 @@ class SignOPT(Attack):
         s.x = torch.where(per_sample(changed, s.x), _at(run, direction, radius), s.x)
 
 
-def _at(run: Run, direction: Tensor, radius: Tensor) -> Tensor:
-    """The points at these distances along the directions, (m, ...), inside the bounds."""
-    return clamp_(run, torch.addcmul(run.x, direction, per_sample(radius, direction)))
+def _at(run: Run, direction: Tensor, radius: Tensor, rows: Tensor | None = None) -> Tensor:
+    """The points at these distances along the directions, of all samples or of `rows`, (m, ...), inside the bounds."""
+    x, way = (run.x, direction) if rows is None else (pick(run.x, rows), pick(direction, rows))
+    return clamp_(run, torch.addcmul(x, way, per_sample(radius, way)))
 
 
 def _unit(v: Tensor) -> Tensor:
