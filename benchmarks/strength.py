@@ -40,6 +40,7 @@ def balls(rounds: int) -> str:
     for name, n, spaces in BALLS:
         net, x, y = network_and_data(name, n)
         victim = sp.Victim(net, name=name)
+        victim.admit(x, y)  # the look at a new victim's traits belongs to none of the attacks
         for space in spaces:
             for kind, ours, peers in _pairs(space)[: 2 if name.startswith("imagenet") else 3]:
                 contenders = {"sparring": _ours(ours, victim, x, y, space)}
