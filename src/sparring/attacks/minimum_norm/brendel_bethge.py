@@ -55,9 +55,9 @@ class Walk:
         access=Access.GRADIENTS,
         spaces=("l0", "l1", "l2", "linf"),
         minimal=True,
-        cost="steps x (forward + backward), and some 15 to 50 forwards for the start and the end",
+        cost="steps x (forward + backward), some 15 to 50 forwards for the start and the end, and 8 where a walk gets lost",
         caveats="The boundary it meets first decides much: other starts end elsewhere, and Knowledge(starts=...) takes better "
-        "ones. Its own work per step outweighs a small victim's in L0, L1 and Linf.",
+        "ones. Its own work per step outweighs a small victim's in L0, and about equals it in L1 and Linf.",
         floor={"l0": 2.0, "l1": 0.9, "l2": 0.45, "linf": 0.11},
         aliases=("bb",),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ RESIDUE = 1e-2
 # In L1, L2 and Linf the trust region is met by so many rounds at most, which aim at this share of the radius and end above that.
 ROUNDS, AIM, ENOUGH = 10, 0.995, 0.97
 # In L0: halvings of the pull; each bracket of the multiplier grows fourfold at most so often; and so many false positions.
-HALVINGS, GROWTHS, SECANTS = 10, 12, 16
+HALVINGS, GROWTHS, SECANTS = 10, 12, 8
 
 
 def boundary_step(v: Tensor, b: Tensor, need: Tensor, radius: Tensor, lo: Tensor, hi: Tensor, p: float) -> Tensor:
@@ -196,9 +195,10 @@ def kept(y: Tensor, pull: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         pull: how strong the norm is, (m,).
         lo, hi: the least and largest changes that the bounds allow, (m, d).
     """
-    u = y.clamp(lo, hi)
-    # a change costs the pull, and saves y^2 less what the bounds cut off it
-    return u * (y.square() - (y - u).square() > pull.square()[:, None])
+    u = torch.maximum(torch.minimum(y, hi), lo)
+    # a change costs the pull, and saves y^2 less what the bounds cut off it; signs are several times as fast as comparisons
+    gain = y.square().sub_((y - u).square_()).sub_(pull.square()[:, None])
+    return gain.sign_().clamp_(min=0.0).mul_(u)
 
 
 def _halved(task: Task, best: Tensor, bound: Tensor, free: Tensor) -> Tensor:
@@ -211,24 +211,18 @@ def _halved(task: Task, best: Tensor, bound: Tensor, free: Tensor) -> Tensor:
         bound: who has room for a pull, (m,).
         free: the length of the step without one, (m,).
     """
-    v, b, need, tolerance = task.v, task.b, task.need, task.tolerance
-    level = (b * v).sum(1) + need
-    size = v.abs().amax(1)
+    size = task.v.abs().amax(1)
     done = ~bound
-    low, high = torch.zeros_like(need), torch.ones_like(need)
+    low, high = torch.zeros_like(size), torch.ones_like(size)
     guess = free + task.radius
     share = high
     for _ in range(HALVINGS + 1):
-        pull = size * share / (1.0 - share).clamp(min=0.01)
-
-        def change(at: Tensor, pull: Tensor = pull) -> Tensor:
-            return kept(v + at[:, None] * b, pull, task.lo, task.hi)
-
-        at, u = onto(level, b, change, guess, tolerance)
-        reaches = (b * u).sum(1) - level >= -2.0 * tolerance
-        inside = reaches & (norm(u - v, 2.0) <= task.radius)
+        at, u = _meeting(task, size * share / (1.0 - share).clamp(min=0.01), guess)
+        d = u - task.v
+        reaches = (task.b * d).sum(1) - task.need >= -2.0 * task.tolerance
+        inside = reaches & (norm(d, 2.0) <= task.radius)
         best = torch.where((inside & ~done)[:, None], u, best)
-        guess = torch.where(inside, at + tolerance, guess)
+        guess = torch.where(inside, at + task.tolerance, guess)
         low, high = torch.where(inside, share, low), torch.where(inside, high, share)
         done = done | (low >= high)
         if bool(done.all()):
@@ -237,31 +231,20 @@ def _halved(task: Task, best: Tensor, bound: Tensor, free: Tensor) -> Tensor:
     return best
 
 
-def onto(
-    level: Tensor, b: Tensor, change: Callable[[Tensor], Tensor], guess: Tensor, tolerance: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The least multiplier at which <b, change(multiplier)> reaches the level, for a change that rises with it.
+def _meeting(task: Task, pull: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
+    """The least multipliers at which the L0 changes under a pull, (m,), reach the plane, (m,), and those changes, (m, d).
 
     A bracket that grows from 0 around the guess, then false position with halving (Illinois). Each sample ends by its own
-    residue; where the change jumps over the level, past the jump; where the level is out of reach, at the farthest one tried.
-
-    Args:
-        level: what the product should reach, (m,).
-        b: (m, d), of unit length.
-        change: from multipliers (m,) to changes (m, d).
-        guess: where the multiplier may be, (m,).
-        tolerance: of the product, (m,).
-
-    Returns:
-        The multipliers, (m,), and their changes, (m, d).
+    residue; where the change jumps over the plane, past the jump; where the plane is out of reach, at the farthest one tried.
     """
+    level = (task.b * task.v).sum(1) + task.need
 
-    def miss(at: Tensor) -> Tensor:
-        return (b * change(at)).sum(1) - level
+    def miss(at: Tensor, some: Task = task, pull: Tensor = pull, level: Tensor = level) -> Tensor:
+        return (some.b * kept(torch.addcmul(some.v, at[:, None], some.b), pull, some.lo, some.hi)).sum(1) - level
 
     near = torch.zeros_like(level)
     value = miss(near)
-    done = value >= -tolerance
+    done = value >= -task.tolerance
     far = torch.where(done, 0.0, guess.clamp(min=TINY))
     end = miss(far)
     for _ in range(GROWTHS):
@@ -272,20 +255,23 @@ def onto(
         far = torch.where(short, 4.0 * far, far)
         end = torch.where(short, miss(far), end)
     at = far
-    done = done | (end <= tolerance)
-    side = torch.zeros_like(level)
-    for _ in range(SECANTS):
-        if bool(done.all()):
-            break
-        middle = (near * end - far * value) / (end - value).where(end != value, torch.ones_like(end))
-        now = miss(middle)
-        before = now < 0
-        hit = ~done & (now.abs() <= tolerance)
-        at = torch.where(hit | (~done & ~before), middle, at)
-        done = done | hit
-        # the end that stays for a second time loses half its weight, or the other end would hardly move
-        end = torch.where(before, torch.where(side > 0, end / 2, end), now)
-        value = torch.where(before, now, torch.where(side < 0, value / 2, value))
-        near, far = torch.where(before, middle, near), torch.where(before, far, middle)
-        side = torch.where(before, 1.0, -1.0)
-    return at, change(at)
+    rows = torch.nonzero(~done & (end > task.tolerance)).squeeze(1)
+    if len(rows):
+        some = task if len(rows) == len(level) else task.of(rows)
+        part, heights, near, value, far, end = (t[rows] for t in (pull, level, near, value, far, end))
+        best, hit, side = far, torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(far)
+        for _ in range(SECANTS):
+            middle = (near * end - far * value) / (end - value).where(end != value, torch.ones_like(end))
+            now = miss(middle, some, part, heights)
+            before, close = now < 0, ~hit & (now.abs() <= some.tolerance)
+            best = torch.where(close | (~hit & ~before), middle, best)
+            hit = hit | close
+            if bool(hit.all()):
+                break
+            # the end that stays for a second time loses half its weight, or the other end would hardly move
+            end = torch.where(before, torch.where(side > 0, end / 2, end), now)
+            value = torch.where(before, now, torch.where(side < 0, value / 2, value))
+            near, far = torch.where(before, middle, near), torch.where(before, far, middle)
+            side = torch.where(before, 1.0, -1.0)
+        at = at.index_copy(0, rows, best)
+    return at, kept(torch.addcmul(task.v, at[:, None], task.b), pull, task.lo, task.hi)
