@@ -36,12 +36,16 @@ class Straight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores, (n, k), of inputs (n, c, h, w)."""
-        served = torch.is_grad_enabled() and x.requires_grad and type(x) is Tensor and x.ndim == 4
-        if not served or x.dtype != self._layers[0].weight.dtype or torch.is_autocast_enabled("cpu"):
+        served = type(x) is Tensor and x.ndim == 4 and x.dtype == self._layers[0].weight.dtype
+        if not served or torch.is_autocast_enabled("cpu"):
             out: Tensor = self.net(x)
-        else:
-            out = _Through.apply(self._before(x), self._layers)  # type: ignore[no-untyped-call]
-        return out
+            return out
+        x = self._before(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Through.apply(x, self._layers)  # type: ignore[no-untyped-call, no-any-return]
+        for layer in self._layers:
+            x = layer.output(x)
+        return x
 
 
 def straightened(net: object) -> Straight | None:
@@ -124,6 +128,11 @@ class _Layer:
     bias: Tensor | None
     relu: bool = False
 
+    def output(self, x: Tensor) -> Tensor:
+        """The output at x: a tensor of its own."""
+        out = self.there(x)
+        return out.relu_() if self.relu else out
+
     def there(self, x: Tensor) -> Tensor:
         """The output at x, without the ReLU: a tensor of its own."""
         raise NotImplementedError
@@ -181,9 +190,7 @@ class _Through(torch.autograd.Function):
         """The network's output."""
         ctx.layers, ctx.kept = layers, []
         for layer in layers:
-            size, x = x.shape, layer.there(x)
-            if layer.relu:
-                x = torch.relu_(x)
+            size, x = x.shape, layer.output(x)
             ctx.kept.append((size, x if layer.relu else None))
         return x.clone() if layers[-1].relu else x  # kept by the graph that it is the end of, it would never be freed
 
