@@ -8,6 +8,7 @@ targeted), or for a minimal attack the largest median distance (twice that when 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -304,6 +305,40 @@ def test_empty_batches_and_single_samples(case: Case) -> None:
     one = attack(tiny.trained(), x, y, case.threat(space, y, queries=30))
     assert len(one) == 1
     assert one.adversarial.shape == x.shape
+
+
+@every_space
+def test_networks_in_double_precision_are_attacked_there(case: Case) -> None:
+    x, y = (part.to(torch.float64) if part.is_floating_point() else part for part in tiny.correct(3))
+    net = copy.deepcopy(tiny.trained().net).double()  # type: ignore[union-attr]
+    result = case.attack(quick=True)(sp.Victim(net), x, y, case.threat(case.ball(within(case)), y, queries=60))
+    assert isinstance(result.adversarial, Tensor)
+    assert result.adversarial.dtype == torch.float64
+
+
+class Writes(nn.Module):
+    """The same network, which writes into its input, as an in-place normalisation does."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = x.mul_(2.0)
+        scores: Tensor = self.net(doubled * 0.5)
+        return scores
+
+
+@every_attack
+def test_a_network_that_writes_into_its_input_falls_like_one_that_does_not(case: Case) -> None:
+    x, y = tiny.correct(3)
+    net = tiny.trained().net
+    assert isinstance(net, nn.Module)
+    threat = case.threat(case.ball(within(case)), y, queries=100)
+    plain, writing = (case.attack(quick=True)(sp.Victim(n, name="n"), x.clone(), y, threat) for n in (net, Writes(net)))
+    assert torch.equal(plain.outcome, writing.outcome)
+    assert torch.equal(plain.queries, writing.queries)
+    torch.testing.assert_close(writing.adversarial, plain.adversarial, atol=1e-4, rtol=1e-4)
 
 
 @every_attack

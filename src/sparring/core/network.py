@@ -25,11 +25,17 @@ from sparring.core.rng import KeyedRandom
 from sparring.core.space import Bounds
 from sparring.core.straight import flat, overheard, straightened
 from sparring.core.threat import Access
+from sparring.core.untouched import untouched
 from sparring.core.victim import BaseVictim, Traits
+
+# Networks and inputs in these are attacked in float32, and their scores are compared there.
+LOW = (torch.float16, torch.bfloat16)
 
 
 class Victim(BaseVictim):
     """A PyTorch classifier with its true input domain. Normalisation belongs here, never to the attack or the caller.
+
+    Inputs are handed to `net` in the type of its weights, and a network that writes into its input is handed a copy.
 
     Args:
         net: a module (or any differentiable callable) from normalised inputs to class scores. Its parameters, their
@@ -88,6 +94,12 @@ class Victim(BaseVictim):
                 return tensor.device
         return self._frozen_on
 
+    def _weights_dtype(self) -> torch.dtype | None:
+        """What a network's first weights are, which it takes inputs in; None where it has none."""
+        if not isinstance(self.net, nn.Module):
+            return None
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
+
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """The network, its defence stages and its detector, as far as they are modules."""
@@ -117,8 +129,10 @@ class Victim(BaseVictim):
         """Class scores of inputs that have already passed the defence stages: normalisation and the network."""
         if self.mean is not None and self.std is not None:
             x = standardise(x, self.mean, self.std)
+        weights = self._weights_dtype()
+        x = x if weights is None else x.to(weights)
         try:
-            out = self.net(x)
+            out = untouched(self.net, x)
         except Exception as cause:
             raise VictimError(
                 f"{self.name!r} raised {type(cause).__name__} on inputs of shape {tuple(x.shape)} and "
@@ -132,6 +146,7 @@ class Victim(BaseVictim):
             except (KeyError, AttributeError) as cause:
                 raise VictimError(f"{self.name!r} returned a {type(out).__name__} without {self.output!r}") from cause
         scores = coerce_scores(out, x.shape[0], self.name)
+        scores = scores.float() if scores.dtype in LOW else scores
         if not self.probabilities:
             return as_pair(scores)
         if scores.shape[1] == 1:  # one sigmoid output: its complement is the other class
@@ -199,7 +214,7 @@ class Victim(BaseVictim):
         with torch.no_grad():
             for depth, stage in enumerate(self.stages):
                 x = run_stage(stage, x, noise, depth)
-            return self.detector(x)
+            return untouched(self.detector, x)  # type: ignore[no-any-return]
 
     def query(self, x: Batch, noise: KeyedRandom | None = None) -> Prediction:
         """The true answer: every stage as it is, the detector's acceptance, no gradient kept.
@@ -214,7 +229,7 @@ class Victim(BaseVictim):
             for depth, stage in enumerate(self.stages):
                 x = run_stage(stage, x, noise, depth)
             scores = self.head(x)
-            return self._predicted(scores, None if self.detector is None else self.detector(x))
+            return self._predicted(scores, None if self.detector is None else untouched(self.detector, x))
 
     def _predicted(self, scores: Tensor, accepted: Tensor | None = None) -> Prediction:
         if bool(torch.isnan(scores).any()):
@@ -234,6 +249,7 @@ class Victim(BaseVictim):
                 f"{self.name!r} takes a tensor batch (n, ...); a {type(x).__name__} came. Try torch.as_tensor(x)"
             )
         x = admit_tensor(x, self.bounds, self.name).detach().to(self.device)
+        x = x.float() if x.dtype in LOW else x  # steps and distances in half precision would be too coarse
         if len(x) and not self._inspected:
             self._inspect(x)
         return x, self._admit_labels(y, len(x))
@@ -405,8 +421,8 @@ def _minds_mode(module: nn.Module) -> bool:
 def run_stage(stage: nn.Module, x: Tensor, noise: KeyedRandom | None, depth: int) -> Tensor:
     """One defence stage; a stage of ours that is stochastic takes keyed noise, a foreign one draws for itself."""
     if noise is not None and getattr(stage, "keyed", False):
-        return stage(x, noise=noise, stream=depth)  # type: ignore[no-any-return]
-    return stage(x)  # type: ignore[no-any-return]
+        return untouched(stage, x, noise=noise, stream=depth)  # type: ignore[no-any-return]
+    return untouched(stage, x)  # type: ignore[no-any-return]
 
 
 def _normalisation(mean: Any, std: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -84,7 +84,7 @@ class SklearnVictim(BaseVictim):
         if not n:
             scores = None if self._scored_by is None else torch.zeros(0, len(self.values), dtype=torch.float64)
             return Prediction(torch.zeros(0, dtype=torch.int64), scores)
-        rows: Any = x.detach().cpu().double().numpy() if isinstance(x, Tensor) else list(x)
+        rows: Any = _rows(x)
         try:
             with _quiet():
                 features = rows if self._body is None else self._body.transform(rows)
@@ -173,7 +173,7 @@ class SklearnVictim(BaseVictim):
         absent = [name for i, name in enumerate(self.labels or ()) if not bool((numbers == i).any())]
         if absent:
             raise InputError(f"a refit needs every class; no sample is labelled {', '.join(absent)}")
-        rows: Any = x.detach().cpu().double().numpy() if isinstance(x, Tensor) else list(x)
+        rows: Any = _rows(x)
         try:
             with _quiet():
                 model = clone(self.model).fit(rows, self.values[numbers.numpy()])
@@ -217,6 +217,11 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
         warnings.filterwarnings("ignore", message="divide by zero encountered in log")
         yield
+
+
+def _rows(x: Batch) -> Any:
+    """What scikit-learn is handed: float64 of its own, for some scalers work in place, or a list."""
+    return x.detach().cpu().to(torch.float64, copy=True).numpy() if isinstance(x, Tensor) else list(x)
 
 
 def _classes_of(model: Any) -> np.ndarray[Any, Any]:

@@ -88,7 +88,7 @@ def between(run: Run, near: Tensor, far: Tensor, share: Tensor) -> Tensor:
 
     In Linf the cube around `near` has the radius share * |far - near|: the projection that HopSkipJump and its kin use.
     """
-    s = per_sample(share, near)
+    s = per_sample(share.to(near.dtype), near)
     if run.space.name == "linf":
         reach = s * per_sample((far - near).flatten(1).abs().amax(1), near)
         return torch.minimum(torch.maximum(far, near - reach), near + reach)

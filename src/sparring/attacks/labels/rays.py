@@ -76,7 +76,7 @@ class RayS(Attack):
 
         def at(radius: Tensor, rows: Tensor) -> Tensor:
             x, way = pick(run.x, rows), pick(signs, rows)
-            return clamp_(run, torch.addcmul(x, per_sample(radius, x), way))
+            return clamp_(run, torch.addcmul(x, per_sample(radius.to(x.dtype), x), way))
 
         hi = torch.where(torch.isinf(s.radius), torch.full_like(s.radius, span), s.radius)
         everyone = torch.arange(len(hi), device=hi.device)

@@ -133,7 +133,7 @@ class SurFree(Attack):
             for side in (1, -1):
                 rows = (going & (best == 0)).nonzero().squeeze(1)
                 if len(rows):
-                    angle = s.reach * (side * grade / self.grades)
+                    angle = (s.reach * (side * grade / self.grades)).to(best.dtype)
                     hit, granted = crosses(run, at(angle, rows), rows)
                     best[rows[hit]] = angle[rows[hit]]
                     going[rows[~granted]] = False

@@ -130,7 +130,7 @@ class FAB(Attack):
         origin, flat, w = run.x.flatten(1), x.flatten(1), normal.flatten(1)
         lo, hi = box(run)
         along = (w * (flat - origin)).sum(1)
-        back = torch.lerp(origin, flat, keep[:, None])
+        back = torch.lerp(origin, flat, keep.to(flat.dtype)[:, None])
         near = plane_step(back, w, (1 - keep) * along - value, lo, hi, run.space.p)
         far = plane_step(origin, w, along - value, lo, hi, run.space.p)
         d, d0 = norm(near, run.space.p), norm(far, run.space.p)

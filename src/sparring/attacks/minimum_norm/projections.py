@@ -93,4 +93,4 @@ def _fill(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
         k = min(d, 4 * k)
     tiny = torch.finfo(slope.dtype).tiny
     move = torch.minimum(((need[:, None] - before) / steep.clamp(min=tiny)).clamp_(min=0.0), left)
-    return torch.zeros_like(slope).scatter_(1, order, move * (steep > 0))
+    return torch.zeros_like(slope).scatter_(1, order, (move * (steep > 0)).to(slope.dtype))
