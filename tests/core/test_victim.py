@@ -380,6 +380,17 @@ def test_peer_bug_8_gradients_left_in_parameters_and_global_seeds_reset() -> Non
     assert not result.final.scores.requires_grad
 
 
+def test_a_network_with_statistics_of_the_batch_is_noticed() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).eval()
+    x = torch.rand(5, 4, generator=torch.Generator().manual_seed(1))
+    y = torch.zeros(5, dtype=torch.int64)
+    with pytest.warns(VictimWarning, match="beside other inputs"):
+        sp.Victim(net).admit(x, y)
+    sp.Victim(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()).admit(x, y)
+
+
 def test_a_random_network_does_not_move_the_global_random_state() -> None:
     victim = fixed(lambda x: logits(x) + torch.rand(len(x), 3), traits=sp.Traits(stochastic=True))
     state = torch.random.get_rng_state()

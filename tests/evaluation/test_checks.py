@@ -259,6 +259,14 @@ def test_3_a_random_layer_that_says_so_must_be_attacked_in_expectation(eot: int,
     assert found.taints == "robust"
 
 
+def test_3_answers_that_depend_on_the_rest_of_the_batch() -> None:
+    centred = victim(lambda x: x - x.mean(0, keepdim=True))
+    found = faults.finding(3, faults.context(centred, data(), sp.Linf(EPS), ONE_STEP))
+    assert found.result == "fail"
+    assert found.taints == "any"
+    assert "batch size 1" in found.next_step
+
+
 def test_4_probabilities() -> None:
     soft = victim(back=lambda z: z.softmax(1))
     found = faults.finding(4, faults.context(soft, data(), sp.Linf(EPS), ONE_STEP))

@@ -30,6 +30,8 @@ from sparring.core.victim import BaseVictim, Traits
 
 # Networks and inputs in these are attacked in float32, and their scores are compared there.
 LOW = (torch.float16, torch.bfloat16)
+# How far an answer may move, over the largest score, by what else is in the batch: half precision rounds by a hundredth.
+BESIDE = 0.02
 
 
 class Victim(BaseVictim):
@@ -267,7 +269,8 @@ class Victim(BaseVictim):
         with self.at_rest():
             first = self.query(few).scores
             again = self.query(few).scores
-        if first is None or again is None:
+            part = self.query(few[: max(1, len(few) // 2)]).scores
+        if first is None or again is None or part is None:
             return
         if self.classes is not None and self.classes != first.shape[1]:
             raise VictimError(
@@ -288,6 +291,14 @@ class Victim(BaseVictim):
             warnings.warn(
                 f"{self.name!r} answers one input differently each time. Say traits=Traits(stochastic=True), "
                 "and attack the expectation: victim.attack_view(eot=30)",
+                VictimWarning,
+                stacklevel=4,
+            )
+        elif not self.traits.stochastic and float((first[: len(part)] - part).abs().amax()) > BESIDE * scale:
+            warnings.warn(
+                f"{self.name!r} answers an input differently beside other inputs: it takes statistics over the batch (as a "
+                "BatchNorm without running ones does), so that no outcome is an input's own. Give it fixed statistics, or "
+                "attack and use it with batch_size=1",
                 VictimWarning,
                 stacklevel=4,
             )

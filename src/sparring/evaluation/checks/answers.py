@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sparring.core.network import BESIDE
 from sparring.core.outputs import Prediction
 from sparring.evaluation.checks.own import white_box
 from sparring.evaluation.checks.parts import Bill, Few, anyone, found
@@ -21,9 +22,10 @@ SUM = 1e-5
 SAMPLES = 32
 
 
-@check(3, "deterministic", "Five forwards of the same batch agree", "before")
+@check(3, "deterministic", "Five forwards of the same batch agree, and one of half of it", "before")
 def deterministic(context: Context) -> Finding | None:
-    """The largest difference between five forwards, over the largest score where that exceeds 1.
+    """The largest difference between five forwards, over the largest score where that exceeds 1; or that to a forward of half
+    of the batch, where it is more than batches' rounding: then answers depend on what else is asked.
 
     A random victim that says so, and that every white-box attack meets in expectation (EOT), passes: its number stands.
     """
@@ -32,16 +34,23 @@ def deterministic(context: Context) -> Finding | None:
         return None
     with context.victim.at_rest():
         answers = [_ask(context, few, bill, draw) for draw in range(REPEATS)]
-    first = answers[0]
-    if first.scores is None:
-        measured = max(float((a.labels != first.labels).double().mean()) for a in answers)
-    else:
-        scale = max(1.0, float(first.scores.abs().max()))
-        measured = max(float((a.scores - first.scores).abs().max()) / scale for a in answers if a.scores is not None)
+    measured = max(_apart(a, answers[0]) for a in answers)
     random = measured > SAME
     attacks = white_box(context)
     averaged = bool(attacks) and all(step.spec is not None and step.spec.eot > 1 for step in attacks)
     declared = context.victim.traits.stochastic
+    if not random and not declared and (coupled := _coupling(context, few, answers[0], bill)) > BESIDE:
+        return found(
+            3,
+            True,
+            coupled,
+            f"> {BESIDE:g}",
+            f"An input's answer moves by up to {coupled:.2g} with what else is in its batch, so that no outcome is its own.",
+            "Give the model statistics of its own (a BatchNorm with running ones), or ask and attack it at batch size 1.",
+            taints="any",
+            bill=bill,
+            details={"declared": declared, "averaged": False},
+        )
     says = f"Five answers to the same {len(few.y)} inputs differ by up to {measured:.2g}."
     if random and declared and averaged:
         says += " The victim says that it is random, and the attacks climb its expectation."
@@ -122,6 +131,20 @@ def _ask(context: Context, few: Few, bill: Bill, draw: int = 0) -> Prediction:
     bill.forwards += len(few.y)
     noise = few.rng(context.seed).fork(("answers", draw)) if context.victim.traits.stochastic else None
     return context.victim.query(few.x, noise)
+
+
+def _apart(a: Prediction, b: Prediction) -> float:
+    """The largest difference of two answers, over the largest score where that exceeds 1; the share of labels without scores."""
+    if a.scores is None or b.scores is None:
+        return float((a.labels != b.labels).double().mean())
+    return float((a.scores - b.scores).abs().max()) / max(1.0, float(b.scores.abs().max()))
+
+
+def _coupling(context: Context, few: Few, whole: Prediction, bill: Bill) -> float:
+    """How far the answers to half of the batch are from those among the whole."""
+    index = torch.arange((len(few.y) + 1) // 2)
+    with context.victim.at_rest():
+        return _apart(_ask(context, few.take(index), bill), whole.take(index.to(few.y.device)))
 
 
 @contextlib.contextmanager
