@@ -398,9 +398,12 @@ def test_a_random_network_does_not_move_the_global_random_state() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_an_attack_works_where_gradients_are_switched_off() -> None:
-    with torch.no_grad():
-        assert sp.PGD(steps=10)(plain(), X, None, sp.Linf(1.0)).succeeded.any()
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_an_attack_works_where_gradients_are_switched_off(off: Any) -> None:
+    victim = plain()
+    with off():
+        assert sp.PGD(steps=10)(victim, X, None, sp.Linf(1.0)).succeeded.any()
+        assert sp.PGD(steps=10)(victim, X.clone(), None, sp.Linf(1.0)).succeeded.any()
 
 
 # -- who it is ---------------------------------------------------------------------------------------------------------
