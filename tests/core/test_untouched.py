@@ -88,7 +88,7 @@ def test_stages_and_detectors_that_write_are_held_to_it() -> None:
 @pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16, torch.float64, torch.float32])
 @pytest.mark.parametrize("inputs", [torch.float16, torch.float64, torch.float32])
 def test_inputs_come_in_any_floating_type(weights: torch.dtype, inputs: torch.dtype) -> None:
-    """A network takes them in the type of its weights; half precision is attacked in float32."""
+    """A network that refuses them takes them in the type of its weights; half precision is attacked in float32."""
     x, y = tiny.correct(4)
     net = copy.deepcopy(tiny.trained().net).to(weights)  # type: ignore[union-attr]
     result = sp.PGD(steps=10)(sp.Victim(net), x.to(inputs), y, sp.Linf(0.3))
@@ -97,6 +97,22 @@ def test_inputs_come_in_any_floating_type(weights: torch.dtype, inputs: torch.dt
     assert result.adversarial.dtype == (torch.float64 if inputs == torch.float64 else torch.float32)
     assert result.final.scores is not None
     assert result.final.scores.dtype in (torch.float32, torch.float64)
+
+
+def test_a_network_that_takes_float32_into_half_precision_itself_is_left_to_it() -> None:
+    seen = []
+
+    class Prepared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(36, 3).to(torch.bfloat16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.dtype)
+            return self.net((x.flatten(1) - 0.5).to(torch.bfloat16))
+
+    sp.PGD(steps=2)(sp.Victim(Prepared().eval()), tiny.correct(2)[0], None, sp.Linf(0.1))
+    assert set(seen) == {torch.float32}
 
 
 def test_scikit_learn_works_in_place_on_rows_of_its_own() -> None:

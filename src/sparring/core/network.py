@@ -8,7 +8,6 @@ import contextlib
 import copy
 import hashlib
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 
 from sparring.core.batch import Batch
 from sparring.core.door import admit_tensor, as_pair, coerce_scores
-from sparring.core.errors import CapabilityError, InputError, VictimError, VictimWarning
+from sparring.core.errors import CapabilityError, InputError, VictimError
 from sparring.core.identity import identity, operations
+from sparring.core.inspection import inspect
 from sparring.core.nearby import Nearby, Window
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
@@ -30,14 +30,12 @@ from sparring.core.victim import BaseVictim, Traits
 
 # Networks and inputs in these are attacked in float32, and their scores are compared there.
 LOW = (torch.float16, torch.bfloat16)
-# How far an answer may move, over the largest score, by what else is in the batch: half precision rounds by a hundredth.
-BESIDE = 0.02
 
 
 class Victim(BaseVictim):
     """A PyTorch classifier with its true input domain. Normalisation belongs here, never to the attack or the caller.
 
-    Inputs are handed to `net` in the type of its weights, and a network that writes into its input is handed a copy.
+    A network that refuses the inputs' type is handed them in that of its weights, and one that writes into its input a copy.
 
     Args:
         net: a module (or any differentiable callable) from normalised inputs to class scores. Its parameters, their
@@ -85,7 +83,7 @@ class Victim(BaseVictim):
         self.probabilities = probabilities
         self.stages: tuple[nn.Module, ...] = ()
         self.detector: Callable[..., Tensor] | None = None
-        self._inspected = False
+        self._inspected = self._casts = False
         self._frozen_on = _device_of_constants(net)
 
     @property
@@ -95,12 +93,6 @@ class Victim(BaseVictim):
             for tensor in itertools.chain(self.net.parameters(), self.net.buffers()):
                 return tensor.device
         return self._frozen_on
-
-    def _weights_dtype(self) -> torch.dtype | None:
-        """What a network's first weights are, which it takes inputs in; None where it has none."""
-        if not isinstance(self.net, nn.Module):
-            return None
-        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -131,10 +123,8 @@ class Victim(BaseVictim):
         """Class scores of inputs that have already passed the defence stages: normalisation and the network."""
         if self.mean is not None and self.std is not None:
             x = standardise(x, self.mean, self.std)
-        weights = self._weights_dtype()
-        x = x if weights is None else x.to(weights)
         try:
-            out = untouched(self.net, x)
+            out = self._forward(x)
         except Exception as cause:
             raise VictimError(
                 f"{self.name!r} raised {type(cause).__name__} on inputs of shape {tuple(x.shape)} and "
@@ -154,6 +144,24 @@ class Victim(BaseVictim):
         if scores.shape[1] == 1:  # one sigmoid output: its complement is the other class
             scores = torch.cat([1 - scores, scores], dim=1)
         return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+
+    def _forward(self, x: Tensor) -> Any:
+        """What the network answers, in the type of its weights where it refuses that of x."""
+        if not self._casts:
+            try:
+                return untouched(self.net, x)
+            except RuntimeError:
+                if self._weights_dtype() in (None, x.dtype):
+                    raise
+        out = untouched(self.net, x.to(self._weights_dtype()))
+        self._casts = True
+        return out
+
+    def _weights_dtype(self) -> torch.dtype | None:
+        """The type of the first weights, None where there are none."""
+        if not isinstance(self.net, nn.Module):
+            return None
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
 
     def capability(self, name: str) -> Any:
         """`"layers"`: the modules that lead from raw inputs to class scores one after another, a tuple.
@@ -253,56 +261,9 @@ class Victim(BaseVictim):
         x = admit_tensor(x, self.bounds, self.name).detach().to(self.device)
         x = x.float() if x.dtype in LOW else x  # steps and distances in half precision would be too coarse
         if len(x) and not self._inspected:
-            self._inspect(x)
+            inspect(self, x, self._in_training())
+            self._inspected = True
         return x, self._admit_labels(y, len(x))
-
-    def _inspect(self, x: Tensor) -> None:
-        """Measure the traits on a few inputs: classes, mode, probabilities, randomness."""
-        if any(_minds_mode(m) for m in self._in_training()):
-            warnings.warn(
-                f"{self.name!r} is in train mode; it is attacked in eval mode and put back afterwards. Call net.eval() "
-                "to say that you mean it",
-                VictimWarning,
-                stacklevel=4,
-            )
-        few = x[: min(4, len(x))]
-        with self.at_rest():
-            first = self.query(few).scores
-            again = self.query(few).scores
-            part = self.query(few[: max(1, len(few) // 2)]).scores
-        if first is None or again is None or part is None:
-            return
-        if self.classes is not None and self.classes != first.shape[1]:
-            raise VictimError(
-                f"{self.name!r} has {self.classes} label names but answers {first.shape[1]} scores per input; give one "
-                "name for each score, in their order"
-            )
-        self.classes = first.shape[1]
-        sums = first.sum(1)
-        if not self.probabilities and bool((first >= 0).all() & ((sums - 1).abs() < 1e-5).all()):
-            warnings.warn(
-                f"{self.name!r} answers what looks like probabilities: their gradients vanish. Remove the softmax, or "
-                "say sparring.Victim(net, probabilities=True)",
-                VictimWarning,
-                stacklevel=4,
-            )
-        scale = float(first.abs().amax().clamp(min=1.0))
-        if not self.traits.stochastic and float((first - again).abs().amax()) > 1e-4 * scale:
-            warnings.warn(
-                f"{self.name!r} answers one input differently each time. Say traits=Traits(stochastic=True), "
-                "and attack the expectation: victim.attack_view(eot=30)",
-                VictimWarning,
-                stacklevel=4,
-            )
-        elif not self.traits.stochastic and float((first[: len(part)] - part).abs().amax()) > BESIDE * scale:
-            warnings.warn(
-                f"{self.name!r} answers an input differently beside other inputs: it takes statistics over the batch (as a "
-                "BatchNorm without running ones does), so that no outcome is an input's own. Give it fixed statistics, or "
-                "attack and use it with batch_size=1",
-                VictimWarning,
-                stacklevel=4,
-            )
-        self._inspected = True
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -421,12 +382,6 @@ def _device_of_constants(net: Any) -> torch.device:
     if not isinstance(net, torch.jit.ScriptModule):
         return torch.device("cpu")
     return next((part.device for part in operations(net) if isinstance(part, Tensor)), torch.device("cpu"))
-
-
-def _minds_mode(module: nn.Module) -> bool:
-    """Whether a module may behave differently in train mode: torch's own that do, and any whose code we do not know."""
-    dependent = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase)
-    return isinstance(module, dependent) or not type(module).__module__.startswith("torch.nn.")
 
 
 def run_stage(stage: nn.Module, x: Tensor, noise: KeyedRandom | None, depth: int) -> Tensor:

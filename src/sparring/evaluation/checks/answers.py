@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparring.core.network import BESIDE
+from sparring.core.inspection import BESIDE
 from sparring.core.outputs import Prediction
 from sparring.evaluation.checks.own import white_box
 from sparring.evaluation.checks.parts import Bill, Few, anyone, found
