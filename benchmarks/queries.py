@@ -405,7 +405,9 @@ def _labels(subjects: tuple[Subject, ...], picture: str, attacks: tuple[str, ...
     _draw(curves, picture)
     return (
         "Median L2 distance after so many queries, over samples that are right at first; each of our budgets is a run of "
-        "its own\n\n"
+        "its own"
+        + (". The network is frozen, for all who ask it" if any(s.frozen for s in subjects) else "")
+        + "\n\n"
         + table(["victim", "n", "attack", *(f"{b:,}" for b in BUDGETS), "time / bare forwards"], rows)
         + f"\n\n![Median distance against queries](pictures/{picture}.png)"
     )
