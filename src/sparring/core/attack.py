@@ -88,9 +88,8 @@ class Attack:
         own_labels = y is None
         x, y = victim.admit(x, torch.zeros(len(x), dtype=torch.int64) if own_labels else y)
         with contextlib.ExitStack() as rest:
-            rest.enter_context(
-                torch.inference_mode(False)
-            )  # whoever evaluates in it wants adversarial inputs all the same
+            # whoever evaluates in inference mode wants adversarial inputs all the same
+            rest.enter_context(torch.inference_mode(False))
             x = x.clone() if isinstance(x, Tensor) and x.is_inference() else x
             for model in (victim, *threat.knowledge.surrogates):
                 rest.enter_context(model.at_rest())

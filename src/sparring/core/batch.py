@@ -21,9 +21,9 @@ def take(batch: B, index: Tensor) -> B:
     return [batch[i] for i in index.tolist()]  # type: ignore[return-value]
 
 
-def pick(batch: B, index: Tensor) -> B:
-    """The same as `take` for an index that rises: the batch itself, uncopied, where that leaves none out."""
-    return batch if len(index) == len(batch) else take(batch, index)
+def pick(batch: B, index: Tensor | None) -> B:
+    """The same as `take` for an index that rises: the batch itself, uncopied, where that leaves none out or is None."""
+    return batch if index is None or len(index) == len(batch) else take(batch, index)
 
 
 def put(batch: Batch, index: Tensor, rows: Batch) -> None:

@@ -378,8 +378,8 @@ def standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _device_of_constants(net: Any) -> torch.device:
-    """Where a frozen network's weights are: they cannot be moved."""
-    if not isinstance(net, torch.jit.ScriptModule):
+    """Where the weights of a frozen network are, which has no parameters: they cannot be moved."""
+    if not isinstance(net, torch.jit.ScriptModule) or next(net.parameters(), None) is not None:
         return torch.device("cpu")
     return next((part.device for part in operations(net) if isinstance(part, Tensor)), torch.device("cpu"))
 

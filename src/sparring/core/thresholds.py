@@ -2,7 +2,7 @@
 
 It is one equation in one unknown per sample, monotone and piecewise linear, so that a few passes over the batch solve it;
 sorting every sample's elements would cost as much as the victim's own forward and backward on small networks. Comparisons that
-end in booleans are several times slower than arithmetic on CPUs: sines and signs do their work here.
+end in booleans are several times slower than arithmetic on CPUs: signs do their work here.
 """
 
 from __future__ import annotations

@@ -205,12 +205,9 @@ class Path:
 
     def at(self, length: Tensor, rows: Tensor | None = None) -> Tensor:
         """The points at these lengths, of all samples or of `rows`, (m, ...)."""
-
-        def some(part: Tensor) -> Tensor:
-            return part if rows is None else pick(part, rows)
-
-        x, direction = some(self.run.x), some(self.direction)
+        x, direction = pick(self.run.x, rows), pick(self.direction, rows)
         step = per_sample(length, x)
         if self.room is not None and self.before is not None:
-            step = torch.minimum((length[:, None] - some(self.before)).clamp(min=0.0), some(self.room)).reshape(x.shape)
+            amount = (length[:, None] - pick(self.before, rows)).clamp(min=0.0)
+            step = torch.minimum(amount, pick(self.room, rows)).reshape(x.shape)
         return clamp_(self.run, torch.addcmul(x, step, direction))

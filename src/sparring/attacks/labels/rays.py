@@ -74,13 +74,12 @@ class RayS(Attack):
     def _shorten(self, run: Run, s: Ray, signs: Tensor, span: float) -> None:
         """Keep `signs` for the samples whose ray along them is shorter, and find its length by halving."""
 
-        def at(radius: Tensor, rows: Tensor) -> Tensor:
+        def at(radius: Tensor, rows: Tensor | None = None) -> Tensor:
             x, way = pick(run.x, rows), pick(signs, rows)
             return clamp_(run, torch.addcmul(x, per_sample(radius.to(x.dtype), x), way))
 
         hi = torch.where(torch.isinf(s.radius), torch.full_like(s.radius, span), s.radius)
-        everyone = torch.arange(len(hi), device=hi.device)
-        hit, _ = crosses(run, at(hi, everyone))  # the fast check: does the new ray cross inside the best radius?
+        hit, _ = crosses(run, at(hi))  # the fast check: does the new ray cross inside the best radius?
         width = self.tolerance * span
         halve(run, at, torch.zeros_like(hi), hi, hit, lambda low, high: high - low > width)
         rows = hit.nonzero().squeeze(1)

@@ -158,7 +158,7 @@ class SignOPT(Attack):
 
 def _at(run: Run, direction: Tensor, radius: Tensor, rows: Tensor | None = None) -> Tensor:
     """The points at these distances along the directions, of all samples or of `rows`, (m, ...), inside the bounds."""
-    x, way = (run.x, direction) if rows is None else (pick(run.x, rows), pick(direction, rows))
+    x, way = pick(run.x, rows), pick(direction, rows)
     return clamp_(run, torch.addcmul(x, way, per_sample(radius, way)))
 
 
