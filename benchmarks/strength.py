@@ -24,7 +24,7 @@ BALLS: tuple[tuple[str, int, tuple[sp.Linf | sp.L2 | sp.L1, ...]], ...] = (
     ("imagenet_mobilenet_v1_025", 50, (sp.Linf(0.1 / 255),)),
 )
 DISTANCES = (("mnist_adv", 60), ("mnist_certified_0.1", 60), ("cifar10_adv_2px", 80))
-LARGE, PHOTOGRAPHS = (("cifar10_resnet20", 16),), (("imagenet_mobilenet_v1_025", 84),)
+LARGE, PHOTOGRAPHS = (("cifar10_resnet20", 48),), (("imagenet_mobilenet_v1_025", 84),)
 # On photos each row takes longer than a table on digits; the peers' DeepFools differentiate a thousand classes there.
 PHOTOS = ("DDN", "FMN")
 # Shares of the steps with which we try to be as near as the best peer.
