@@ -135,9 +135,12 @@ def test_changes_move_along_their_piece() -> None:
         (math.inf, 0.3, [0.3, -0.2, 0.3]),
     ):
         at, pull = torch.tensor([0.1]), torch.tensor([ease])
-        u, along, pulled = piece(v, b, at, pull, lo, hi, p)
+        u, parts = piece(v, b, at, pull, lo, hi, p)
+        change, along, pulled, normal = parts.unbind(1)
         torch.testing.assert_close(u, torch.tensor([want]))
-        farther, _, _ = piece(v, b, at + 1e-2, pull + 1e-2, lo, hi, p)
+        torch.testing.assert_close(change, u - v)
+        torch.testing.assert_close(normal, b)
+        farther, _ = piece(v, b, at + 1e-2, pull + 1e-2, lo, hi, p)
         torch.testing.assert_close(farther, u + 1e-2 * (along + pulled))
 
 

@@ -7,6 +7,8 @@ end in booleans are several times slower than arithmetic on CPUs: signs do their
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ ROUNDS = 100
 
 def caps(delta: Tensor, x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     """How far each element of x can move in the direction of `delta` before it leaves lo <= x <= hi, (m, d)."""
-    if bool(torch.isinf(lo).any()):
+    if float(lo.min()) == -math.inf:  # a third of the time of isinf(lo).any()
         return torch.full_like(x, torch.inf)
     # hi - x where delta > 0 and x - lo where delta < 0, without a selection (several times slower than arithmetic)
     return (delta.sign() * ((hi + lo) / 2 - x)).add_((hi - lo) / 2).clamp_(min=0.0)

@@ -86,9 +86,9 @@ def _rimmed(task: Task, best: Tensor, live: Tensor) -> Tensor:
     ease, least, most = _eases(task)
     shortest, live = norm(best[rows], p), torch.ones_like(rows, dtype=torch.bool)
     for _ in range(ROUNDS):
-        u, along, pulled = piece(task.v, task.b, multiplier, ease, task.lo, task.hi, p)
-        d = u - task.v
-        over, length, long = (task.b * d).sum(1) - task.need, d.square().sum(1), norm(u, p)
+        u, parts = piece(task.v, task.b, multiplier, ease, task.lo, task.hi, p)
+        products = _products(parts)
+        length, over, long = products[0], products[3] - task.need, norm(u, p)
         allowed = (over >= -2.0 * task.tolerance) & (length <= task.radius.square())
         better = torch.nonzero(live & allowed & (long < shortest)).squeeze(1)
         best[rows[better]], shortest[better] = u[better], long[better]
@@ -97,7 +97,7 @@ def _rimmed(task: Task, best: Tensor, live: Tensor) -> Tensor:
         left = int(live.sum())
         if not left:
             break
-        y, shift, tilt = _round(task, d, along, pulled, multiplier, over, length)
+        y, shift, tilt = _round(task, products, multiplier, over)
         # where nothing is left to move towards the plane, the pull was far too strong
         eased = torch.where(torch.isnan(y), (ease + most) / 2.0, ease + y)
         eased = torch.minimum(torch.maximum(eased, least), most)
@@ -120,47 +120,41 @@ def _eases(task: Task) -> tuple[Tensor, Tensor, Tensor]:
     return 0.98 * size, (size - task.radius).clamp(min=0.0), size + task.radius
 
 
-def _round(
-    task: Task, d: Tensor, along: Tensor, pulled: Tensor, multiplier: Tensor, over: Tensor, length: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _round(task: Task, products: tuple[Tensor, ...], multiplier: Tensor, over: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How far the ease moves on this piece, and the multiplier with it: by shift - tilt * that, each (m,).
 
     d + x * along + y * pulled is the change a little farther on; NaN where none of it moves towards the plane.
 
     Args:
         task: what is asked.
-        d: the change of the change, (m, d).
-        along, pulled: see `piece`.
+        products: see `_products`.
         multiplier: of the plane, (m,).
         over: how far d is beyond the plane, (m,).
-        length: of d, squared, (m,).
     """
-    aa, ap, pp = along.square().sum(1), (along * pulled).sum(1), pulled.square().sum(1)
-    ad, pd, bp = (along * d).sum(1), (pulled * d).sum(1), (task.b * pulled).sum(1)
-    rim = (AIM * task.radius).square()
+    length, ad, pd, _, aa, ap, pp, bp = products
+    rest = length - (AIM * task.radius).square()
     shift, tilt = -over / aa, bp / aa
-    y = _lower_root(
-        aa * tilt.square() + pp - 2.0 * ap * tilt,
-        2.0 * (pd - aa * shift * tilt - ad * tilt + ap * shift),
-        length + aa * shift.square() + 2.0 * ad * shift - rim,
+    # along the plane, and with a multiplier of zero: one below would hold the change back at the plane, which it may leave
+    moves, tilts = torch.stack((shift, -multiplier)), torch.stack((tilt, torch.zeros_like(tilt)))
+    along = aa * moves
+    y, alone = _lower_root(
+        tilts * (aa * tilts - 2.0 * ap) + pp,
+        2.0 * (pd + ap * moves - (along + ad) * tilts),
+        rest + moves * (along + 2.0 * ad),
     )
-    # a multiplier below zero would hold the change back at the plane: it may leave it
-    leaves = multiplier + shift - tilt * y < 0
-    alone = _lower_root(
-        pp, 2.0 * (pd - multiplier * ap), length + multiplier.square() * aa - 2.0 * multiplier * ad - rim
-    )
-    y = torch.where(leaves, alone, y)
-    shift, tilt = torch.where(leaves, -multiplier, shift), torch.where(leaves, 0.0, tilt)
+    leaves = multiplier + shift < tilt * y
+    y, shift, tilt = torch.where(leaves, torch.stack((alone, *moves[1:], *tilts[1:])), torch.stack((y, shift, tilt)))
     stuck = aa <= TINY
-    return torch.where(stuck, torch.nan, y), torch.where(stuck, 0.0, shift), torch.where(stuck, 0.0, tilt)
+    return y.masked_fill(stuck, torch.nan), shift.masked_fill(stuck, 0.0), tilt.masked_fill(stuck, 0.0)
 
 
 def piece(
     v: Tensor, b: Tensor, multiplier: Tensor, ease: Tensor, lo: Tensor, hi: Tensor, p: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The change near v that the plane and the norm draw, and how it moves with each of the two, each (m, d).
+) -> tuple[Tensor, Tensor]:
+    """The change u near v that the plane and the norm draw, (m, d), and its piece, (m, 4, d).
 
-    argmin_u of |u - v|_2^2 / 2 - multiplier * <b, u> + the norm's pull, in lo <= u <= hi, element by element.
+    argmin_u of |u - v|_2^2 / 2 - multiplier * <b, u> + the norm's pull, in lo <= u <= hi, element by element. The piece holds
+    u - v, how u moves with the multiplier and how with the ease, and b, side by side for `_products`.
 
     Args:
         v, b, lo, hi: see `boundary_step`.
@@ -169,22 +163,43 @@ def piece(
             the multiplier is counted after it), in Linf the half width of the cube, in L1 minus the threshold.
         p: 1, 2 or inf.
     """
+    parts = v.new_empty(v.shape[0], 4, v.shape[1])
+    d, along, pulled, normal = parts.unbind(1)
+    normal.copy_(b)
     weight = ease[:, None]
     y = (v * weight if p == 2 else v).addcmul(multiplier[:, None], b)
-    if math.isinf(p):
-        u = torch.maximum(torch.minimum(y, torch.minimum(hi, weight)), torch.maximum(lo, -weight))
-        free = (u == y).to(y.dtype)
-        return u, b * free, u.sign() * ((u.abs() == weight) & (u != y))
-    z = y if p == 2 else y - y.clamp(weight, -weight)
-    u = torch.maximum(torch.minimum(z, hi), lo)
-    free = ((u == z) & (z != 0)).to(y.dtype)
-    return u, b * free, (v if p == 2 else y.sign()) * free
+    if p == 1:
+        y = y - torch.maximum(torch.minimum(y, -weight), weight)
+    cut = torch.maximum(torch.minimum(y, weight), -weight) if math.isinf(p) else y
+    u = torch.maximum(torch.minimum(cut, hi), lo)
+    torch.sub(u, v, out=d)
+    # comparisons end in numbers: booleans cost a CPU several times as much
+    free = torch.eq(u, y, out=torch.empty_like(u))
+    torch.mul(free, b, out=along)
+    if p == 2:
+        torch.mul(free, v, out=pulled)
+    elif p == 1:
+        torch.mul(free, y.sign_(), out=pulled)
+        along.mul_(y.abs_())
+    else:
+        edge = torch.eq(u.abs(), weight, out=torch.empty_like(u))
+        torch.mul(edge.sub_(free).clamp_(min=0.0), u.sign(), out=pulled)
+    return u, parts
+
+
+def _products(parts: Tensor) -> tuple[Tensor, ...]:
+    """<d, d>, <d, along>, <d, pulled>, <d, b>, <along, along>, <along, pulled>, <pulled, pulled> and <pulled, b>, each (m,).
+
+    One product of matrices a sample takes a third of the time of eight sums.
+    """
+    gram = torch.bmm(parts, parts.transpose(1, 2)).flatten(1)
+    return (*gram[:, :4].unbind(1), *gram[:, 5:7].unbind(1), *gram[:, 10:12].unbind(1))
 
 
 def _lower_root(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """The lower root of a y^2 + b y + c, a >= 0; where there is none, the y that comes nearest to one; 0 where a vanishes."""
-    root = (b.square() - 4.0 * a * c).clamp(min=0.0).sqrt()
-    return torch.where(a > TINY, (-b - root) / (2.0 * a.clamp(min=TINY)), 0.0)
+    root = (b.square() - 4.0 * a * c).clamp_(min=0.0).sqrt_()
+    return ((b + root) / (-2.0 * a).clamp_(max=-2.0 * TINY)).masked_fill_(a <= TINY, 0.0)
 
 
 def kept(y: Tensor, pull: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
