@@ -63,10 +63,10 @@ def painted(x: Tensor, sides: tuple[int, int], generator: torch.Generator) -> tu
 
 @pytest.mark.parametrize("name", NETS)
 @settings(max_examples=15)
-@given(sides=st.tuples(st.integers(1, 12), st.integers(1, 13)), seed=st.integers(0, 5))
-def test_the_answers_are_those_of_the_whole_network(name: str, sides: tuple[int, int], seed: int) -> None:
+@given(sides=st.tuples(st.integers(1, 12), st.integers(1, 13)), many=st.sampled_from([1, 5]), seed=st.integers(0, 5))
+def test_the_answers_are_those_of_the_whole_network(name: str, sides: tuple[int, int], many: int, seed: int) -> None:
     net, draw = seeded(NETS[name]), torch.Generator().manual_seed(seed)
-    x = torch.rand(5, 3, 12, 13, generator=draw)
+    x = torch.rand(many, 3, 12, 13, generator=draw)
     given_x = x.clone()
     with torch.no_grad():
         net(x.clone())  # lazy layers take their shape
@@ -75,7 +75,7 @@ def test_the_answers_are_those_of_the_whole_network(name: str, sides: tuple[int,
         assert torch.equal(x, given_x)
         for turn in range(6):
             if turn == 3:
-                stay = torch.tensor([0, 2, 3])
+                stay = torch.tensor([0, 2, 3][: len(x)])
                 x = x[stay]
                 memory.take(stay)
             z, window = painted(x, sides, draw)
@@ -150,6 +150,21 @@ def test_square_finds_the_same_from_memory(monkeypatch: pytest.MonkeyPatch, latt
     assert torch.equal(plain.queries, remembered.queries)
     # where a change is worth no more than rounding, the two may part
     assert float(((plain.adversarial - remembered.adversarial).abs() > 1e-6).float().mean()) < 1e-3
+
+
+@pytest.mark.parametrize("space", [sp.L0(6), sp.L0(4, pixels=True), sp.L0(lattice=256)], ids=repr)
+def test_free_forwards_find_the_same_from_memory(monkeypatch: pytest.MonkeyPatch, space: sp.L0) -> None:
+    victim = sp.Victim(seeded(NETS["strided"]), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    x = (torch.rand(24, 3, 12, 13, generator=torch.Generator().manual_seed(3)) * 255).round() / 255
+    attack = sp.attacks.VFGA(draws=3, features=12)
+    plain = attack(victim, x, None, space)
+    seen = looked(monkeypatch)
+    remembered = attack(victim, x, None, space)
+    assert len(seen) >= 12
+    assert seen[0] > seen[-1] > 0
+    assert torch.equal(plain.outcome, remembered.outcome)
+    assert torch.equal(plain.forwards, remembered.forwards)
+    torch.testing.assert_close(plain.adversarial, remembered.adversarial)
 
 
 def test_a_question_from_memory_is_charged_and_hides_what_the_access_hides(monkeypatch: pytest.MonkeyPatch) -> None:

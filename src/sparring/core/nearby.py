@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sparring.core.straight import flattens, weight_for_last
+
+if TYPE_CHECKING:
+    from sparring.core.victim import BaseVictim
 
 # Multiplications that a question must save before Python's own time for it is won back.
 WORTH_IT = 20_000_000
@@ -168,7 +171,8 @@ class Nearby:
                 x = layer(x)
             fill = -torch.inf if isinstance(s.layer, nn.MaxPool2d) else 0.0
             x = functional.pad(x, (s.padding[1], s.padding[1], s.padding[0], s.padding[0]), value=fill)
-            self._memory.append(x.permute(0, 2, 3, 1).reshape(-1, s.channels).clone())
+            kept = x.permute(0, 2, 3, 1).reshape(-1, s.channels)  # of one picture a view, with that picture's strides
+            self._memory.append(kept.clone(memory_format=torch.contiguous_format))
             if s.layer is not None:
                 x = s.apply(x)
 
@@ -267,6 +271,43 @@ class Nearby:
                 found.append(_Reach(write, wrote, begin_read, offsets(need, line, device), need))
             at, size = first, out
         return found
+
+
+class Standing:
+    """Where the samples of a search stand, for questions about windows of their points: a memory, and whose it is."""
+
+    def __init__(self) -> None:
+        self._memory: Nearby | None = None
+        self._rows = torch.zeros(0, dtype=torch.int64)
+
+    def stand(self, victim: BaseVictim, x: Tensor, rows: Tensor, sides: tuple[int, int]) -> None:
+        """Remember what the victim's layers make of x, the points of the samples `rows`, where windows of these sides pay.
+
+        Where `settle` has kept a memory at those points, it goes on.
+        """
+        known = self.at(rows)
+        memory = victim.nearby(x) if known is None else known
+        self._memory = memory if memory is not None and memory.worth(sides, len(rows)) else None
+        if self._memory is not None and known is None:
+            with torch.no_grad():
+                self._memory.stand(x)
+            self._rows = rows
+
+    def at(self, rows: Tensor) -> Nearby | None:
+        """The memory, where there is one, of the samples `rows`: samples only ever leave, and their order stays."""
+        if self._memory is not None and len(rows) != len(self._rows):
+            self._memory.take(torch.searchsorted(self._rows, rows))
+            self._rows = rows
+        return self._memory
+
+    def settle(self, better: Tensor) -> None:
+        """Say which points of the last question, bool (m,), the samples now stand at; the others stay where they stood."""
+        if self._memory is not None:
+            self._memory.settle(better)
+
+    def forget(self) -> None:
+        """Nobody stands anywhere."""
+        self._memory = None
 
 
 def _read(

@@ -214,8 +214,12 @@ class Victim(BaseVictim):
         """
         if not isinstance(x, Tensor):
             raise InputError(f"{self.name!r} takes a tensor batch; a {type(x).__name__} came")
+        return self._predicted(self.scores_nearby(memory, x, window))
+
+    def scores_nearby(self, memory: Nearby, x: Tensor, window: Window) -> Tensor:
+        """The answer of `scores`, without gradients, from such a memory."""
         with torch.no_grad():
-            return self._predicted(as_pair(coerce_scores(memory.scores(x, window), len(x), self.name)))
+            return as_pair(coerce_scores(memory.scores(x, window), len(x), self.name))
 
     def accepts(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor | None:
         """Bool (n,): which inputs the detector lets through the stages; None where there is no detector."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparring.core.batch import Batch, take
 from sparring.core.errors import ThreatError
-from sparring.core.nearby import Nearby, Window
+from sparring.core.nearby import Standing, Window
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom, content_ids
 from sparring.core.threat import Access
@@ -43,8 +43,7 @@ class Oracle:
         self.victim, self.access, self.budget, self.batch_size = victim, access, budget, batch_size
         self.spent = torch.zeros(n, dtype=torch.int64, device=victim.device)
         self._most = 0  # no sample has spent more
-        self._memory: Nearby | None = None  # of the points that `stand` was given, and of nothing else
-        self._memory_rows = self.spent
+        self._standing = Standing()
         use_cache = victim.traits.costly if cache is None else cache
         self._cache: dict[tuple[int, int], tuple[int, Tensor | None, bool | None]] | None = {} if use_cache else None
 
@@ -88,7 +87,7 @@ class Oracle:
         if granted is None:
             near = self._ask_nearby(x, rows, window) if window is not None and apart else None
             return self._ask(x, noise) if near is None else near, torch.ones_like(rows, dtype=torch.bool)
-        self._memory = None  # it cannot follow a question that only some could pay
+        self._standing.forget()  # it cannot follow a question that only some could pay
         index = granted.nonzero().squeeze(1)
         if len(index):
             answer = self._ask(take(x, index), None if noise is None else noise.take(index))
@@ -101,39 +100,24 @@ class Oracle:
 
         Their answers are known: this asks nothing and charges nothing. A victim that can remembers what its layers made of them.
         """
-        if not isinstance(x, Tensor) or self._cache is not None:
-            return
-        known = self._followed(rows)
-        memory = self.victim.nearby(x) if known is None else known
-        self._memory = memory if memory is not None and memory.worth(sides, len(rows)) else None
-        if self._memory is not None and known is None:
-            with torch.no_grad():
-                self._memory.stand(x)
-            self._memory_rows = rows
+        if isinstance(x, Tensor) and self._cache is None:
+            self._standing.stand(self.victim, x, rows, sides)
 
     def settle(self, better: Tensor) -> None:
         """Say which points of the last question, bool (m,), the samples now stand at; the others stay where they stood."""
-        if self._memory is not None:
-            self._memory.settle(better)
+        self._standing.settle(better)
 
     def forget(self) -> None:
         """Nobody stands anywhere: a new search begins."""
-        self._memory = None
+        self._standing.forget()
 
     def _ask_nearby(self, x: Batch, rows: Tensor, window: Window) -> Prediction | None:
         """The answer from memory and window, or None where there is no memory."""
-        memory = self._followed(rows)
+        memory = self._standing.at(rows)
         if memory is None:
             return None
         answer = self.victim.query_nearby(memory, x, window)
         return answer.labels_only() if self.access is Access.LABELS else answer
-
-    def _followed(self, rows: Tensor) -> Nearby | None:
-        """The memory, where there is one, of the samples `rows`: samples only ever leave, and their order stays."""
-        if self._memory is not None and len(rows) != len(self._memory_rows):
-            self._memory.take(torch.searchsorted(self._memory_rows, rows))
-            self._memory_rows = rows
-        return self._memory
 
     def _silence(self) -> Prediction:
         """The answer to no question: nobody is asked."""

@@ -22,7 +22,7 @@ from sparring.core.differentiation import Differentiator
 from sparring.core.errors import CapabilityError, InputError
 from sparring.core.ledger import Ledger, select_fields
 from sparring.core.losses import Loss
-from sparring.core.nearby import Window
+from sparring.core.nearby import Standing, Window
 from sparring.core.network import Victim
 from sparring.core.oracle import Oracle
 from sparring.core.outputs import Prediction
@@ -108,6 +108,7 @@ class Run:
         self._terms = terms
         # without access to the victim neither early stop nor best-so-far may see its answers
         self._blind = terms.access is Access.NOTHING
+        self._standing = Standing()  # of free forwards; the oracle has its own
         self.oracle: Oracle | None = None
         if Access.LABELS <= terms.access <= Access.SCORES:
             # many candidates of one sample share a forward, however few samples are attacked at once
@@ -214,8 +215,7 @@ class Run:
         The last point of a climb has not been seen by a forward: the re-check sees it, unless `more` restarts follow.
         """
         self.restart, self._calls, self._state = restart, 0, None
-        if self.oracle is not None:
-            self.oracle.forget()
+        self.forget()
         if restart == 0:
             self.last = own(self.whole[0])
         else:
@@ -316,15 +316,19 @@ class Run:
         slopes = torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
         return scores.detach(), values.detach(), slopes
 
-    def evaluate(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    def evaluate(self, x: Tensor, rows: Tensor | None = None, *, window: Window | None = None) -> Tensor:
         """The scores at x by a forward alone, noted like those of a gradient step.
 
-        Point i belongs to active sample i, or to rows[i], each at most once.
+        Point i belongs to active sample i, or to rows[i], each at most once. For a `window` see `ask`.
         """
         view = self._steep().view
-        point = self._snap_at(x, rows)
-        with torch.no_grad():
-            scores = view.scores(point, self._noise(rows))
+        point, noise = self._snap_at(x, rows), self._noise(rows)
+        memory = None if window is None else self._standing.at(self.rows)
+        if memory is not None and window is not None:
+            scores = view.scores_nearby(memory, point, window)
+        else:
+            with torch.no_grad():
+                scores = view.scores(point, noise)
         if rows is None:
             self._count(forwards=1)
         else:
@@ -378,14 +382,20 @@ class Run:
         return answer, granted
 
     def stand(self, x: Tensor, sides: tuple[int, int]) -> None:
-        """Say where the active samples stand, (m, ...), before they ask about windows of these sides; it costs no query."""
+        """Say where the active samples stand, (m, ...), before windows of these sides are changed there; it costs no query."""
+        x = self._snap(self.x, x, self.space)
         if self.oracle is not None:
-            self.oracle.stand(self._snap(self.x, x, self.space), self.rows, sides)
+            self.oracle.stand(x, self.rows, sides)
+        else:
+            self._standing.stand(self._steep().view, x, self.rows, sides)
 
     def settle(self, better: Tensor) -> None:
-        """Say which of the points last asked about in a window, bool (m,), the active samples now stand at."""
-        if self.oracle is not None:
-            self.oracle.settle(better)
+        """Say which of the points last looked at in a window, bool (m,), the active samples now stand at."""
+        (self._standing if self.oracle is None else self.oracle).settle(better)
+
+    def forget(self) -> None:
+        """Nobody stands anywhere any more."""
+        (self._standing if self.oracle is None else self.oracle).forget()
 
     def found(self) -> Tensor:
         """Bool (m,): which active samples have a recorded success."""

@@ -12,6 +12,7 @@ from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
 from sparring.core.losses import Loss
+from sparring.core.nearby import Window
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
@@ -27,11 +28,11 @@ PROBABILITY = Loss("log_probability", lambda s, y: -_probability(s, y), lambda s
 
 @dataclass
 class Picture:
-    """The current point and, within a step, the slope there, the best candidate and its loss."""
+    """The current point and, within a step, the slope there, the number of the best candidate (-1: none) and its loss."""
 
     x: Tensor
     slope: Tensor
-    best: Tensor
+    choice: Tensor
     value: Tensor
 
 
@@ -79,7 +80,8 @@ class VFGA(Attack):
         if bounds is None:
             raise InputError("VFGA draws changes up to the victim's bounds, and this victim declares none")
         x = starts(run)
-        s = run.begin(Picture(x, torch.zeros_like(x), x, torch.full_like(x.flatten(1)[:, 0], -torch.inf)))
+        loss = torch.full_like(x.flatten(1)[:, 0], -torch.inf)
+        s = run.begin(Picture(x, torch.zeros_like(x), torch.full_like(run.rows, -1), loss))
         total = x[0].numel() // (x.shape[1] if run.space.pixels else 1)
         for t in run.steps(total if self.features is None else min(total, self.features)):
             s.slope = run.gradient(s.x, PROBABILITY).grad
@@ -87,17 +89,24 @@ class VFGA(Attack):
             run.shrink()
             if not len(run.rows):
                 return
-            moves = [self._move(run, s.x, room, s.slope) for room in (bounds.hi - s.x, bounds.lo - s.x)]
+            rooms = (bounds.hi - s.x, bounds.lo - s.x)
+            moves, places = zip(*(self._move(run, s.x, room, s.slope) for room in rooms), strict=True)
+            windows = [_pixel(run, place) for place in places]
             sizes = run.rng.normal((self.draws, len(moves)), ("sizes", run.restart, t)).to(s.x).abs()
-            s.value = torch.full_like(s.value, -torch.inf)
+            s.value, s.choice = torch.full_like(s.value, -torch.inf), torch.full_like(s.choice, -1)
+            run.stand(s.x, (1, 1))
             for k in range(self.draws):
-                for way, move in enumerate(moves):
+                for way, (move, window) in enumerate(zip(moves, windows, strict=True)):
                     point = clamp(run, per_sample(sizes[:, k, way], move).mul(move).add_(s.x))
-                    value = self._favour(run, point)
-                    better = value > s.value
-                    s.value = torch.where(better, value, s.value)
-                    s.best = torch.where(per_sample(better, point), point, s.best)
-            s.x = s.best
+                    value = PROBABILITY(run.evaluate(point, window=window), run.y, run.goal)
+                    run.settle(torch.zeros_like(s.choice, dtype=torch.bool))
+                    s.choice.masked_fill_(value > s.value, k * len(moves) + way)
+                    s.value = torch.fmax(s.value, value)
+            run.forget()
+            size = sizes.flatten(1).gather(1, s.choice.clamp(min=0)[:, None]).squeeze(1)
+            for way, move in enumerate(moves):
+                taken = (s.choice >= 0) & (s.choice % len(moves) == way)
+                s.x = clamp(run, per_sample(torch.where(taken, size, 0.0), move).mul(move).add_(s.x))
         run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
@@ -111,18 +120,22 @@ class VFGA(Attack):
         return spent if run.space.eps is None else spent | (changed + 1 > run.space.eps)
 
     @staticmethod
-    def _move(run: Run, x: Tensor, room: Tensor, slope: Tensor) -> Tensor:
-        """The whole way that the most promising untouched feature can go in one direction, zero elsewhere; (m, ...)."""
+    def _move(run: Run, x: Tensor, room: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole way that the most promising untouched feature can go in one direction, zero elsewhere, and which it is.
+
+        (m, ...), and its number in a flattened input, or in a channel of one where pixels count, int64 (m,).
+        """
         promise = room * slope
         if run.space.pixels:
             promise = promise.clamp(min=0.0)
         gain = promise.sum(1, keepdim=True) if run.space.pixels else promise
         touched = (x != run.x).any(1, keepdim=True) if run.space.pixels else x != run.x
         gain = gain.masked_fill(touched, -torch.inf).flatten(1)
-        place = torch.zeros_like(gain).scatter_(1, gain.argmax(1, keepdim=True), 1.0).reshape(touched.shape)
-        return torch.where((place > 0) & (promise > 0) if run.space.pixels else place > 0, room, 0.0)
+        most = gain.argmax(1)
+        place = torch.zeros_like(gain).scatter_(1, most[:, None], 1.0).reshape(touched.shape)
+        return torch.where((place > 0) & (promise > 0) if run.space.pixels else place > 0, room, 0.0), most
 
-    @staticmethod
-    def _favour(run: Run, point: Tensor) -> Tensor:
-        """How much the victim favours the goal at a point, (m,)."""
-        return PROBABILITY(run.evaluate(point), run.y, run.goal)
+
+def _pixel(run: Run, place: Tensor) -> Window | None:
+    """The pixel of a picture that an element, or a pixel, of that number is, int64 (m,)."""
+    return Window(place % run.x[0, 0].numel(), (1, 1)) if run.x.ndim == 4 else None
