@@ -64,9 +64,13 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """The commit measured, with a mark where the tree had changes."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return described.stdout.strip() or "unknown"
+    """The commit measured, with a mark where the tree had changes beside the tables that the benchmarks write."""
+
+    def git(*asked: str) -> str:
+        return subprocess.run(["git", *asked], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/benchmarks.md")
+    return (git("describe", "--always") or "unknown") + ("-dirty" if changed else "")
 
 
 def bare_steps(net: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor, steps: int) -> None:
