@@ -317,11 +317,13 @@ class L1(Ball):
             hi, lo = (b.expand(x.shape).flatten(1) if b.ndim else b for b in (self.bounds.hi, self.bounds.lo))
             cap = caps(delta, centre, lo, hi)
         eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device).expand(x.shape[0])
-        shrink = soft_threshold(size, cap, eps)[:, None]
-        kept = size.sub_(shrink).clamp_(min=0.0)
+        shrink = soft_threshold(size, cap, eps)
+        kept = size.sub_(shrink[:, None]).clamp_(min=0.0)
         kept = kept if cap is None else torch.minimum(kept, cap)
         moved = delta.sign_().mul_(kept).add_(centre)
-        return self._clamp(torch.where(shrink == 0, flat, moved).reshape(x.shape))
+        stay = torch.nonzero(shrink == 0).squeeze(1)
+        moved = moved.index_copy_(0, stay, flat[stay]) if len(stay) else moved
+        return self._clamp(moved.reshape(x.shape))
 
     def sample(self, x: Tensor, rng: KeyedRandom, stream: tuple[str | int, ...] | str) -> Tensor:
         """Uniform in the ball: exponential magnitudes, one more for the slack, random signs; then clamped."""

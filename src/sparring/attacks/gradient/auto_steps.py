@@ -182,11 +182,11 @@ class SparseSteps:
         size = grad.flatten(1).abs()
         count = (self.share * size.shape[1]).long().clamp(1, size.shape[1])
         least = size.topk(int(count.max()), dim=1).values.gather(1, count[:, None] - 1)
-        signs = torch.where(size >= least, grad.flatten(1).sign(), 0.0)
+        signs = torch.ge(size, least, out=torch.empty_like(size)).mul_(grad.flatten(1).sign())
         signs = signs * (self.step[:, None] / signs.abs().sum(1, keepdim=True).clamp(min=1.0))
         return ball.project(x, z + signs.reshape(z.shape))
 
 
 def _changed(x: Tensor, z: Tensor) -> Tensor:
     """How many elements of each sample differ, float (m,)."""
-    return (z != x).flatten(1).sum(1).to(x.dtype)
+    return torch.ne(z, x, out=torch.empty_like(x)).flatten(1).sum(1)

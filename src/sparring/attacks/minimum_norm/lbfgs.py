@@ -11,6 +11,7 @@ from torch import Tensor
 from sparring.attacks.minimum_norm.parts import TINY, Rounds, box, clamp, reached, starts, width
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
+from sparring.core.batch import choose
 from sparring.core.losses import Loss
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
@@ -112,8 +113,8 @@ class Descent:
     Attributes:
         x: the point that is tried next.
         at: the last accepted point, (m, ...).
-        loss: minus the log-likelihood of the goal there, (m,).
-        climb: the gradient of the log-likelihood there, (m, ...).
+        value: the objective there, |delta|^2 + c loss with the change in units of the width, (m,).
+        slope: its gradient to the change, (m, d).
         toward: the direction of the line search, (m, ...).
         share: how much of it is tried, (m,).
         cuts: how often it was cut; -1 where the point tried begins a round, (m,).
@@ -123,8 +124,8 @@ class Descent:
 
     x: Tensor
     at: Tensor
-    loss: Tensor
-    climb: Tensor
+    value: Tensor
+    slope: Tensor
     toward: Tensor
     share: Tensor
     cuts: Tensor
@@ -174,7 +175,7 @@ class LBFGS(Attack):
     steps: int = 20
     rounds: int = 12
     const: float | None = None
-    memory: int = 8
+    memory: int = 4
     abort_early: bool = True
 
     def search(self, run: Run) -> None:
@@ -185,8 +186,8 @@ class LBFGS(Attack):
             Descent(
                 x=x,
                 at=x,
-                loss=zero,
-                climb=torch.zeros_like(x),
+                value=zero,
+                slope=torch.zeros_like(x.flatten(1)),
                 toward=torch.zeros_like(x),
                 share=zero,
                 cuts=zero - 1.0,
@@ -199,61 +200,69 @@ class LBFGS(Attack):
             loss, climb = -g.loss, scale * g.grad
             if t == 0 and self.const is None:
                 s.rounds.c = 2.0 * loss / climb.flatten(1).square().sum(1).clamp(min=TINY)
-            self._take(run, s, loss, climb, scale)
-            objective = objective_of(run, s.x, loss, s.rounds.c, scale)
+            objective = self._take(run, s, loss, climb.flatten(1), scale)
             over = s.rounds.advance(objective, reached(run, g.scores), self.steps, not self.abort_early)
             self._propose(run, s, scale)
             if bool(over.any()):
                 best, _ = run.best()
-                s.x = torch.where(per_sample(over, best), best, s.x)
+                s.x = choose(over, best, s.x)
                 s.cuts = torch.where(over, -1.0, s.cuts)
                 s.curvature.forget(over)
                 run.give_up(s.rounds.done >= self.rounds)
 
     @staticmethod
-    def _take(run: Run, s: Descent, loss: Tensor, climb: Tensor, scale: float) -> None:
-        """Accept the points that were tried where the objective fell enough, and learn the curvature; else count a cut."""
-        c, flat = s.rounds.c, s.x.flatten(1)
-        before = slope_of(run, s.at, s.climb, c, scale)
-        after = slope_of(run, s.x, climb, c, scale)
-        move = (flat - s.at.flatten(1)) / scale
-        promised = (before * move).sum(1)
-        risen = objective_of(run, s.x, loss, c, scale) - objective_of(run, s.at, s.loss, c, scale)
+    def _take(run: Run, s: Descent, loss: Tensor, climb: Tensor, scale: float) -> Tensor:
+        """Accept the points that were tried where the objective fell enough, and learn the curvature; else count a cut.
+
+        Args:
+            run: the run.
+            s: what is kept.
+            loss: minus the log-likelihood of the goal at the points tried, (m,).
+            climb: the gradient of the log-likelihood there, (m, d).
+            scale: the width.
+
+        Returns:
+            The objective there, (m,).
+        """
+        change, c = ((s.x - run.x) / scale).flatten(1), s.rounds.c
+        value: Tensor = change.square().sum(1) + c * loss
+        slope = (2.0 * change).addcmul_(c[:, None], climb, value=-1.0)
+        move = ((s.x - s.at) / scale).flatten(1)
+        promised, risen = (s.slope * move).sum(1), value - s.value
         fresh = s.cuts < 0
         accepted = fresh | (risen <= ARMIJO * promised)
-        s.curvature.add(move, after - before, accepted & ~fresh)
+        s.curvature.add(move, slope - s.slope, accepted & ~fresh)
         # where a parabola through the objective's values and first slope has its least, within reason
         aim = -promised / (2.0 * (risen - promised)).clamp(min=TINY)
         s.share = torch.where(accepted, 1.0, s.share * aim.clamp(0.1, 0.5))
         s.cuts = torch.where(accepted, 0.0, s.cuts + 1.0)
-        s.at = torch.where(per_sample(accepted, s.x), s.x, s.at)
-        s.climb = torch.where(per_sample(accepted, climb), climb, s.climb)
-        s.loss = torch.where(accepted, loss, s.loss)
+        s.at, s.slope = choose(accepted, s.x, s.at), choose(accepted, slope, s.slope)
+        s.value = torch.where(accepted, value, s.value)
         stuck = s.cuts > CUTS
-        s.curvature.forget(stuck)
-        s.cuts, s.share = torch.where(stuck, 0.0, s.cuts), torch.where(stuck, 1.0, s.share)
+        if bool(stuck.any()):
+            s.curvature.forget(stuck)
+            s.cuts, s.share = torch.where(stuck, 0.0, s.cuts), torch.where(stuck, 1.0, s.share)
+        return value
 
     @staticmethod
     def _propose(run: Run, s: Descent, scale: float) -> None:
         """The next point to try: along a new direction after an accepted point, nearer to the last one otherwise."""
-        at, gradient = s.at.flatten(1), slope_of(run, s.at, s.climb, s.rounds.c, scale)
-        lo, hi = box(run)
-        held = ((at <= lo) & (gradient > 0)) | ((at >= hi) & (gradient < 0))
-        free = (~held).to(at.dtype)
-        toward = s.curvature.descent(gradient, free)
-        falls = (toward * gradient).sum(1) < 0
-        toward = torch.where(falls[:, None], toward, -0.5 * gradient * free)
-        s.toward = torch.where(per_sample(s.cuts == 0, s.x), toward.reshape(s.x.shape), s.toward)
+        fresh = s.cuts == 0
+        free = _free(s.at.flatten(1), s.slope, *box(run))
+        toward = s.curvature.descent(s.slope, free)
+        falls = (toward * s.slope).sum(1) < 0
+        if not bool(falls.all()):
+            toward = choose(falls, toward, -0.5 * s.slope * free)
+        s.toward = choose(fresh, toward.reshape(s.x.shape), s.toward)
         s.x = clamp(run, s.at + s.toward * per_sample(scale * s.share, s.x))
 
 
-def objective_of(run: Run, x: Tensor, loss: Tensor, c: Tensor, scale: float) -> Tensor:
-    """|delta|^2 + c loss, the change in units of the width, (m,)."""
-    delta: Tensor = (x - run.x) / scale
-    return delta.flatten(1).square().sum(1) + c * loss
+def _free(at: Tensor, slope: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """1 for elements that a descent may move, 0 for those that the bounds hold back, (m, d).
 
-
-def slope_of(run: Run, x: Tensor, climb: Tensor, c: Tensor, scale: float) -> Tensor:
-    """The gradient of that objective to the change, (m, d); `climb` is that of the log-likelihood."""
-    delta: Tensor = (x - run.x) / scale
-    return 2.0 * delta.flatten(1) - c[:, None] * climb.flatten(1)
+    Comparisons end in numbers: booleans cost a CPU several times as much.
+    """
+    empty = torch.empty_like(at)
+    low = torch.le(at, lo, out=torch.empty_like(at)).mul_(torch.gt(slope, 0.0, out=empty))
+    high = torch.ge(at, hi, out=torch.empty_like(at)).mul_(torch.lt(slope, 0.0, out=empty))
+    return (1.0 - low.add_(high)).clamp_(min=0.0)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sparring.attacks.minimum_norm.parts import TINY, norm
 from sparring.attacks.minimum_norm.projections import plane_step
+from sparring.core.batch import choose
 
 # Of the plane: the share of the way to it that may be missing.
 RESIDUE = 1e-2
 # In L1, L2 and Linf the trust region is met by so many rounds at most, which aim at this share of the radius and end above that.
-ROUNDS, AIM, ENOUGH = 10, 0.995, 0.97
+ROUNDS, AIM, ENOUGH = 8, 0.995, 0.97
 # In L0: halvings of the pull; each bracket of the multiplier grows fourfold at most so often; and so many false positions.
 HALVINGS, GROWTHS, SECANTS = 10, 12, 8
 
@@ -44,7 +45,7 @@ def boundary_step(v: Tensor, b: Tensor, need: Tensor, radius: Tensor, lo: Tensor
         return _halved(task, best, bound, free)
     foot = plane_step(torch.zeros_like(v), b, ((b * v).sum(1) + need).clamp(min=0.0), lo, hi, p)
     inside = norm(foot - v, 2.0) <= radius
-    best = torch.where(inside[:, None], foot, best)
+    best = choose(inside, foot, best)
     return _rimmed(task, best, bound & ~inside)
 
 
@@ -71,7 +72,7 @@ def _rimmed(task: Task, best: Tensor, live: Tensor) -> Tensor:
     """The steps that the trust region binds, in L1, L2 and Linf: Newton's rounds in the multiplier of the plane and the pull.
 
     The change is piecewise linear in the two, so that each round solves its piece: a linear equation for the plane, and a
-    quadratic one for the rim. Rounds may go in a circle (about one sample in a hundred): those keep the best point met.
+    quadratic one for the rim. One or two samples in a hundred need more rounds or go in a circle: those keep the best point met.
 
     Args:
         task: what is asked.
@@ -236,7 +237,7 @@ def _halved(task: Task, best: Tensor, bound: Tensor, free: Tensor) -> Tensor:
         d = u - task.v
         reaches = (task.b * d).sum(1) - task.need >= -2.0 * task.tolerance
         inside = reaches & (norm(d, 2.0) <= task.radius)
-        best = torch.where((inside & ~done)[:, None], u, best)
+        best = choose(inside & ~done, u, best)
         guess = torch.where(inside, at + task.tolerance, guess)
         low, high = torch.where(inside, share, low), torch.where(inside, high, share)
         done = done | (low >= high)
