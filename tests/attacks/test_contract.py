@@ -390,6 +390,65 @@ def test_the_quick_ways_through_a_layered_network_change_nothing(case: Case, mon
     torch.testing.assert_close(quick.adversarial, whole.adversarial, atol=1e-3, rtol=1e-3)
 
 
+class Rules(nn.Module):
+    """The same network with one class more, which it rules out."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.net(x)
+        return torch.cat([scores, torch.full_like(scores[:, :1], -torch.inf)], dim=1)
+
+
+@every_space
+def test_a_class_that_the_network_rules_out_shelters_nobody(case: Case) -> None:
+    x, y = tiny.correct(3)
+    net = tiny.trained().net
+    assert isinstance(net, nn.Module)
+    threat = case.threat(case.ball(within(case)), y, queries=60)
+    plain, ruling = (case.attack(quick=True)(sp.Victim(n, name="n"), x, y, threat) for n in (net, Rules(net).eval()))
+    assert torch.equal(plain.outcome, ruling.outcome)
+    assert torch.equal(plain.queries, ruling.queries)
+
+
+class Wider(nn.Module):
+    """The same network for inputs that are so many times as large."""
+
+    def __init__(self, net: nn.Module, times: float) -> None:
+        super().__init__()
+        self.net, self.times = net, times
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.net(x / self.times)
+        return scores
+
+
+@every_space
+def test_the_units_of_the_inputs_do_not_matter(case: Case) -> None:
+    """In [0, 256] all goes as in [0, 1]: a power of two changes no digit, so that any difference is a length in raw units."""
+    (x, y), times = tiny.correct(3), 256.0
+    eps = within(case)
+
+    def wide(victim: sp.Victim) -> sp.Victim:
+        assert isinstance(victim.net, nn.Module)
+        return sp.Victim(Wider(victim.net, times).eval(), bounds=(0, times), name="n")
+
+    threat = case.threat(case.ball(eps), y, queries=60)
+    known = threat.knowledge
+    if known.data is not None:
+        known = Knowledge(tuple(wide(s) for s in known.surrogates), (times * known.data[0], known.data[1]))  # type: ignore[arg-type, operator]
+    radius = eps if eps is None or case.space == "l0" else times * eps
+    larger = dataclasses.replace(threat, space=case.ball(radius), knowledge=known)
+    ids = torch.arange(3)
+    plain = case.attack(quick=True)(tiny.trained(), x, y, threat, ids=ids)
+    scaled = case.attack(quick=True)(wide(tiny.trained()), times * x, y, larger, ids=ids)
+    assert torch.equal(plain.outcome, scaled.outcome)
+    assert torch.equal(plain.queries, scaled.queries)
+    torch.testing.assert_close(scaled.adversarial / times, plain.adversarial, atol=1e-4, rtol=1e-4)
+
+
 @every_attack
 def test_nan_and_inputs_out_of_bounds_are_refused(case: Case) -> None:
     x, y = tiny.correct(2)

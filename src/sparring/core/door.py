@@ -13,6 +13,8 @@ from sparring.core.space import Bounds
 
 # How far float rounding may carry an honest input over its bounds; more than this is a mistake of units.
 _EDGE = 1e-4
+# How far from the finite scores an infinite one is put: e^-100 is below any probability that float32 knows.
+_RULED_OUT = 100.0
 
 
 def admit_tensor(x: Tensor, bounds: Bounds | None, name: str) -> Tensor:
@@ -88,6 +90,23 @@ def coerce_scores(output: Any, n: int, name: str) -> Tensor:
             "Wrap the network so that it returns one row of scores per input"
         )
     return found
+
+
+def finite_scores(scores: Tensor) -> Tensor:
+    """The same scores, with a number far below all finite ones of its row for minus infinity, and far above them for plus.
+
+    Networks that rule classes out answer minus infinity. Labels and probabilities stay what they are; margins and losses
+    would be infinite or NaN, searches would find no way, and the network would pass for robust.
+    """
+    endless = scores.isinf()
+    if scores.device.type == "cpu" and not bool(endless.any()):  # elsewhere the look would cost more than the repair
+        return scores
+    known = scores.detach()
+    least = known.masked_fill(endless, torch.inf).amin(1, keepdim=True)
+    most = known.masked_fill(endless, -torch.inf).amax(1, keepdim=True)
+    none = least.isinf()
+    low, high = least.masked_fill(none, 0.0) - _RULED_OUT, most.masked_fill(none, 0.0) + _RULED_OUT
+    return torch.where(endless, torch.where(known > 0, high, low), scores)
 
 
 def as_pair(scores: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.core.batch import Batch
-from sparring.core.door import admit_tensor, as_pair, coerce_scores
+from sparring.core.door import admit_tensor, as_pair, coerce_scores, finite_scores
 from sparring.core.errors import CapabilityError, InputError, VictimError
 from sparring.core.identity import identity, operations
 from sparring.core.inspection import inspect
@@ -140,7 +140,7 @@ class Victim(BaseVictim):
         scores = coerce_scores(out, x.shape[0], self.name)
         scores = scores.float() if scores.dtype in LOW else scores
         if not self.probabilities:
-            return as_pair(scores)
+            return as_pair(finite_scores(scores))
         if scores.shape[1] == 1:  # one sigmoid output: its complement is the other class
             scores = torch.cat([1 - scores, scores], dim=1)
         return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
@@ -219,7 +219,7 @@ class Victim(BaseVictim):
     def scores_nearby(self, memory: Nearby, x: Tensor, window: Window) -> Tensor:
         """The answer of `scores`, without gradients, from such a memory."""
         with torch.no_grad():
-            return as_pair(coerce_scores(memory.scores(x, window), len(x), self.name))
+            return as_pair(finite_scores(coerce_scores(memory.scores(x, window), len(x), self.name)))
 
     def accepts(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor | None:
         """Bool (n,): which inputs the detector lets through the stages; None where there is no detector."""

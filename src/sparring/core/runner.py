@@ -397,6 +397,12 @@ class Run:
         """Nobody stands anywhere any more."""
         (self._standing if self.oracle is None else self.oracle).forget()
 
+    @property
+    def width(self) -> float:
+        """The mean width of the victim's bounds, the unit of the papers' step sizes; 1 where there are none."""
+        bounds = self.space.bounds
+        return 1.0 if bounds is None else float((bounds.hi - bounds.lo).mean())
+
     def found(self) -> Tensor:
         """Bool (m,): which active samples have a recorded success."""
         return self.ledger.found[self.rows]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.batch import Batch
-from sparring.core.door import admit_tensor, as_pair, coerce_scores
+from sparring.core.door import admit_tensor, as_pair, coerce_scores, finite_scores
 from sparring.core.errors import CapabilityError, InputError, UnknownNameError, VictimError
 from sparring.core.nearby import Nearby, Window
 from sparring.core.outputs import Prediction
@@ -242,7 +242,7 @@ class BlackBox(BaseVictim):
         if bool(torch.isnan(answer).any()):
             raise VictimError(f"{self.name!r} answered NaN to some of {n} inputs; labels or finite scores are needed")
         if self.access is Access.SCORES:
-            return Prediction.of(as_pair(coerce_scores(answer, n, self.name).float()))
+            return Prediction.of(as_pair(finite_scores(coerce_scores(answer, n, self.name).float())))
         if answer.shape != (n,) or answer.is_floating_point():
             raise VictimError(
                 f"{self.name!r} answered {answer.dtype} of shape {tuple(answer.shape)} to {n} inputs; "

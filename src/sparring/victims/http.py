@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparring.core.batch import Batch
-from sparring.core.door import admit_tensor
+from sparring.core.door import admit_tensor, finite_scores
 from sparring.core.errors import BudgetError, InputError, VictimError
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
@@ -232,7 +232,7 @@ class HTTPVictim(BaseVictim):
         scores = torch.tensor([answer.scores for answer in answers], dtype=torch.float64).reshape(len(answers), width)
         if told.probabilities:
             scores = scores.clamp(min=0).log().clamp(min=_LEAST_LOG)
-        by_score = Prediction.of(scores.float())
+        by_score = Prediction.of(finite_scores(scores.float()))
         given = torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)
         return Prediction(torch.where(given < 0, by_score.labels, given), by_score.scores)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.batch import Batch
-from sparring.core.door import admit_tensor, as_pair, coerce_scores
+from sparring.core.door import admit_tensor, as_pair, coerce_scores, finite_scores
 from sparring.core.errors import CapabilityError, InputError, LoadError, MissingDependencyError, VictimError
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
@@ -124,7 +124,7 @@ class ONNXVictim(BaseVictim):
         if self.probabilities:
             scores = torch.cat([1 - scores, scores], 1) if scores.shape[1] == 1 else scores
             return Prediction.of(scores.clamp(min=torch.finfo(scores.dtype).tiny).log())
-        return Prediction.of(as_pair(scores))
+        return Prediction.of(as_pair(finite_scores(scores)))
 
     def admit(self, x: Batch, y: Any) -> tuple[Batch, Tensor]:
         """A tensor that is finite, inside the bounds and of the model's shape; labels by number or name.

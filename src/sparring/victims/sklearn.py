@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.batch import Batch
-from sparring.core.door import admit_tensor
+from sparring.core.door import admit_tensor, finite_scores
 from sparring.core.errors import CapabilityError, InputError, VictimError
 from sparring.core.outputs import Prediction
 from sparring.core.rng import KeyedRandom
@@ -113,7 +113,7 @@ class SklearnVictim(BaseVictim):
                 f"{self.name!r} answered scores of shape {tuple(scores.shape)} for {n} inputs of {len(self.values)} "
                 "classes, or NaN among them; give SklearnVictim(..., scores=False) to use its labels alone"
             )
-        return scores
+        return finite_scores(scores)
 
     def admit(self, x: Batch, y: Any) -> tuple[Batch, Tensor]:
         """Texts as a list of str, or rows (n, d) that are finite and inside the bounds; labels by number or name.

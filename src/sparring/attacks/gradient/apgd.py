@@ -127,7 +127,7 @@ def _start(run: Run, turn: int) -> Tensor:
     """The threat's own starting points, or random ones; in L1 noise that the first projection makes sparse."""
     if run.space.name == "l1" and run.threat.knowledge.starts is None:
         noise = run.rng.normal(tuple(run.x.shape[1:]), ("start", run.restart, turn))
-        return run.x + noise.to(run.x.dtype)  # type: ignore[no-any-return]
+        return run.x + run.width * noise.to(run.x.dtype)  # type: ignore[no-any-return]
     return start_at(run, random=True, stream=(turn,))
 
 

@@ -52,6 +52,8 @@ class Canvas:
 class InputOptimisation(Attack):
     """Gradient descent on ``1/2 ||y_goal - f(x)||^2 + weight * ||x - x_look||^2``, the look being the attacked input.
 
+    Inputs count in units of the victim's range.
+
     Args:
         steps: gradient steps.
         step_size: the descent's rate.
@@ -86,7 +88,7 @@ class InputOptimisation(Attack):
             lo, hi = (space.bounds.lo, space.bounds.hi) if space.bounds is not None else (0.0, 1.0)
             noise = run.rng.normal(tuple(run.x.shape[1:]), ("start", run.restart)).to(run.x.dtype)
             first = space.project(run.x, lo + (hi - lo) * (0.5 + 0.3 * noise))
-        s = run.begin(Canvas(first))
+        s, square = run.begin(Canvas(first)), run.width**2
         for _ in run.steps(self.steps):
             g = run.gradient(s.x, loss).grad
-            s.x = space.project(run.x, s.x + self.step_size * (g - 2 * self.weight * (s.x - run.x)))
+            s.x = space.project(run.x, s.x + self.step_size * (square * g - 2 * self.weight * (s.x - run.x)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, box, clamp, norm, polish, reached, starts, unit, width
+from sparring.attacks.minimum_norm.parts import TINY, box, clamp, norm, polish, reached, starts, unit
 from sparring.attacks.minimum_norm.trust_region import boundary_step
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
@@ -155,7 +155,7 @@ class BrendelBethge(Attack):
             hit = reached(run, run.evaluate(x))
         # noise that failed is no place to climb from
         x = torch.where(per_sample(hit, x), x, starts(run))
-        step = CLIMB * width(run) * math.sqrt(x[0].numel())
+        step = CLIMB * run.width * math.sqrt(x[0].numel())
         for t in range(self.climbs):
             g = run.gradient(x, get_loss("margin"))
             missing = ~reached(run, g.scores)

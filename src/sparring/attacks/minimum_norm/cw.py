@@ -130,7 +130,7 @@ class CW(Attack):
         rounds: values of c tried: tenfold until one succeeds, then by bisection.
         step_size: Adam's rate in the units of the variables; it anneals to a hundredth over a round. None takes a fifth of the
             change per element that is expected: of the best distance so far, before one of the distance to the linearised boundary.
-        const: the first c.
+        const: the first c, where changes count in units of the victim's range.
         confidence: the margin wanted, in units of the scores.
         variables: "pixels" optimises the point and clips it to the bounds; "tanh" optimises w with x = mid + half tanh(w), which
             hardly moves elements that lie on the bounds.
@@ -184,7 +184,8 @@ class CW(Attack):
         w = box.variable(starts(run))
         x, w = box.point(w)
         zero = x.new_zeros(len(x))
-        return Descent(x, w, Adam.start(w), Rounds.start(w, self.const), zero + torch.inf, zero)
+        const = self.const * run.width ** (1 if math.isinf(run.space.p) else 2)
+        return Descent(x, w, Adam.start(w), Rounds.start(w, const), zero + torch.inf, zero)
 
     def _first_pace(self, run: Run, s: Descent, box: Pixels, g: Gradient) -> None:
         """Set tau and the step by the distance to the linearised boundary, where nothing better is known yet."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, clamp, cosine, norm, polish, reached, starts, unit, width
+from sparring.attacks.minimum_norm.parts import TINY, clamp, cosine, norm, polish, reached, starts, unit
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.losses import get_loss
@@ -71,7 +71,7 @@ class DDN(Attack):
 
     def search(self, run: Run) -> None:
         """Walk along the boundary."""
-        loss, scale = get_loss(self.loss), width(run)
+        loss, scale = get_loss(self.loss), run.width
         x = starts(run)
         first = norm(x - run.x, 2.0)
         s = run.begin(Walk(x, torch.where(first > 0, first, self.init_norm * scale)))

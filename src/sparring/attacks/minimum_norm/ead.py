@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, Rounds, clamp, norm, reached, starts, width
+from sparring.attacks.minimum_norm.parts import TINY, Rounds, clamp, norm, reached, starts
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
@@ -98,7 +98,7 @@ class EAD(Attack):
         """Descend and shrink, round after round."""
         if self.rule not in ("l1", "en"):
             raise InputError(f"rule is {self.rule!r}; it must be 'l1' or 'en'")
-        loss, scale, x = get_loss("margin"), width(run), starts(run)
+        loss, scale, x = get_loss("margin"), run.width, starts(run)
         far = torch.full_like(x.flatten(1)[:, 0], torch.inf)
         s = run.begin(Descent(x, x, Rounds.start(x, self.const or 0.0), x, far))
         for t in run.steps(self.steps * self.rounds):
@@ -131,7 +131,7 @@ class EAD(Attack):
     def _choose(self, run: Run, s: Descent, g: Gradient) -> None:
         """Make the success with the least elastic net the one on record, though another be nearer in L1."""
         point = run.space.snap(run.x, s.x)
-        cost = self._elastic_net((point - run.x) / width(run))
+        cost = self._elastic_net((point - run.x) / run.width)
         better = run.goal.achieved(Prediction.of(g.scores), run.y, CLAIM_SLACK) & (cost < s.least)
         s.least = torch.where(better, cost, s.least)
         s.chosen = torch.where(per_sample(better, point), point, s.chosen)

@@ -20,7 +20,6 @@ from sparring.attacks.minimum_norm.parts import (
     reached,
     starts,
     unit,
-    width,
 )
 from sparring.attacks.minimum_norm.projections import l0_keep
 from sparring.core.attack import Attack
@@ -104,7 +103,7 @@ class FMN(Attack):
 
     def search(self, run: Run) -> None:
         """Walk along the boundary while the radius shrinks."""
-        loss, scale, p = get_loss(self.loss), width(run), run.space.p
+        loss, scale, p = get_loss(self.loss), run.width, run.space.p
         x = starts(run)
         first = run.space.distance(x - run.x)
         eps = torch.where(first > 0, first, 1.0 if p == 0 else torch.inf)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, Rounds, box, clamp, reached, starts, width
+from sparring.attacks.minimum_norm.parts import TINY, Rounds, box, clamp, reached, starts
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.batch import choose
@@ -180,7 +180,7 @@ class LBFGS(Attack):
 
     def search(self, run: Run) -> None:
         """Try a point; accept it or cut the step; when a round is over, go on with another c."""
-        scale, x = width(run), starts(run)
+        scale, x = run.width, starts(run)
         zero = torch.zeros_like(x.flatten(1)[:, 0])
         s = run.begin(
             Descent(

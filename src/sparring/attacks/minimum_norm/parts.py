@@ -48,12 +48,6 @@ def dual(p: float) -> float:
     return 1.0 if math.isinf(p) else p / (p - 1.0)
 
 
-def width(run: Run) -> float:
-    """The mean width of the victim's bounds, the unit of the papers' step sizes; 1 where there are none."""
-    bounds = run.space.bounds
-    return 1.0 if bounds is None else float((bounds.hi - bounds.lo).mean())
-
-
 def clamp(run: Run, x: Tensor) -> Tensor:
     """x inside the victim's bounds, where it has some."""
     bounds = run.space.bounds

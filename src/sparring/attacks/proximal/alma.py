@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, clamp, dual, norm, reached, starts, width
+from sparring.attacks.minimum_norm.parts import TINY, clamp, dual, norm, reached, starts
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.losses import LOSSES, Loss
@@ -123,7 +123,7 @@ class ALMA(Attack):
 
     def search(self, run: Run) -> None:
         """Descend while the multiplier follows the boundary."""
-        scale, p = width(run), run.space.p
+        scale, p = run.width, run.space.p
         alpha = (0.9 if self.steps > 300 else 0.5) if self.alpha is None else self.alpha
         x = starts(run)
         one = torch.ones_like(x.flatten(1)[:, 0])

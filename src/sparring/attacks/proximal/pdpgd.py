@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import Adam, clamp, norm, reached, starts, width
+from sparring.attacks.minimum_norm.parts import Adam, clamp, norm, reached, starts
 from sparring.attacks.proximal.operators import proximal
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
@@ -86,7 +86,7 @@ class PDPGD(Attack):
 
     def search(self, run: Run) -> None:
         """Adam on the loss, the proximal operator of the norm, a step of the multiplier."""
-        scale, p, x = width(run), run.space.p, starts(run)
+        scale, p, x = run.width, run.space.p, starts(run)
         dual_step = 50.0 / max(1, self.steps) if self.dual_step is None else self.dual_step
         log_ratio = torch.full_like(x.flatten(1)[:, 0], -math.log(self.ratio))
         s = run.begin(Walk(x, Adam.start(x), log_ratio, torch.sigmoid(-log_ratio)))

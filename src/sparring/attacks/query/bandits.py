@@ -55,7 +55,7 @@ class Bandits(Attack):
         queries: queries per sample where the threat model names no number.
         tiles: the prior's side; at most half the picture's.
         step: the image step, as a share of eps; None takes the paper's .2 in Linf and .1 in L2.
-        probe: h, the Euclidean length of a query's step in raw units; None takes .1 and .01.
+        probe: h, the Euclidean length of a query's step, in units of the victim's range; None takes .1 and .01.
         prior_rate: the prior's learning rate; None takes 100 and .1.
         exploration: e, the size of u beside the prior; None takes 1 and .01.
         loss: what to climb.
@@ -85,9 +85,9 @@ class Bandits(Attack):
             v = s.prior.tanh() if bounded else s.prior
             beliefs = torch.stack([v + explore * u, v - explore * u], dim=1).flatten(0, 1)
             both = _unit(spread(beliefs, run.x)).reshape(len(u), 2, *run.x.shape[1:])
-            value = ask_several(run, project_several(run, both.mul_(probe).add_(s.x[:, None])), loss).value.nan_to_num(
-                nan=0.0
-            )
+            value = ask_several(
+                run, project_several(run, both.mul_(probe * run.width).add_(s.x[:, None])), loss
+            ).value.nan_to_num(nan=0.0)
             slope = ((value[:, 0] - value[:, 1]) / (probe * explore))[:, None, None, None]
             # with v = tanh(z) the exponentiated gradient v <- (p e^{rg} - q e^{-rg}) / (p e^{rg} + q e^{-rg}) is z <- z + r g
             s.prior = s.prior + rate * slope * explore * u

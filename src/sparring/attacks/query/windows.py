@@ -151,6 +151,8 @@ class Bumps:
         pattern = tiling(shape[1:], p, run.rng, ("start",)).to(run.x.dtype).reshape(run.x.shape)
         if p == 2:
             pattern = run.space.steepest(pattern) * per_sample(run.space.eps, run.x)
+        else:
+            pattern = run.width * pattern
         x = run.space.project(run.x, run.x + pattern)
         delta = (x - run.x).reshape(*shape[:2], -1)
         return x, cls(delta, delta.abs().pow(p).sum((1, 2)), *_bump_draws(run, sides, 1))

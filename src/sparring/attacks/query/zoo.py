@@ -66,7 +66,8 @@ class ZOO(Attack):
         coordinates: coordinates a step.
         learning_rate: of Adam, as a share of the victim's range; None takes the paper's .01, or where the budget visits
             each coordinate so seldom that this leads nowhere, one range over the number of visits, at most .3.
-        constant: the first c; tenfold until a success is seen, then bisected. The descent goes on from where it stands.
+        constant: the first c, where changes count in units of the range; tenfold until a success is seen, then bisected. The
+            descent goes on from where it stands.
         searches: values of c.
         h: the finite difference, as a share of the victim's range.
         side: optimise a picture of this side, spread bilinearly over the input; None optimises every element.
@@ -100,7 +101,8 @@ class ZOO(Attack):
             where = run.rng.permutation(d, ("coordinates", t))[:, :chosen]
             met, slope = self._probe(run, s, where, self.h * unit)
             s.met = s.met | met
-            slope = self._pull(run, s.z).gather(1, where) + s.constant[:, None] * slope
+            # of changes in units of the range
+            slope = self._pull(run, s.z).gather(1, where) / unit[where] + s.constant[:, None] * slope * unit[where]
             _adam(s, where, slope, rate * unit[where])
             s.x = self._render(run, s.z[:, None])[:, 0]
             if self.side is None:  # the bounds hold back each element for itself

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import clamp, starts, width
+from sparring.attacks.minimum_norm.parts import clamp, starts
 from sparring.attacks.sparse.pairs import best_pair, top_pair
 from sparring.core.attack import Attack
 from sparring.core.errors import InputError
@@ -141,7 +141,7 @@ class JSMA(Attack):
         for w, part in zip(ways, taken.chunk(len(ways), 1), strict=True):
             step += w * part.reshape(m, *([1, *s.x.shape[2:]] if pixels else s.x.shape[1:]))
         step *= (value > 0).to(step).reshape(-1, *[1] * (step.ndim - 1))
-        return clamp(run, s.x + self.theta * width(run) * step), value > 0
+        return clamp(run, s.x + self.theta * run.width * step), value > 0
 
     def _ways(self, run: Run, x: Tensor, slope: Tensor) -> list[Tensor]:
         """The directions in which features may still move: tensors of -1, 0 and 1, shaped like x; no feature turns back."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, Adam, clamp, cosine, norm, reached, starts, width
+from sparring.attacks.minimum_norm.parts import TINY, Adam, clamp, cosine, norm, reached, starts
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.losses import get_loss
@@ -73,7 +73,7 @@ class SigmaZero(Attack):
 
     def search(self, run: Run) -> None:
         """Descend, cut, drop."""
-        loss, scale = get_loss("margin"), width(run)
+        loss, scale = get_loss("margin"), run.width
         x = starts(run)
         s = run.begin(Walk(x, Adam.start(x), torch.full_like(x.flatten(1)[:, 0], self.threshold)))
         features = x[0].numel() // (x.shape[1] if run.space.pixels else 1)
