@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sparring as sp
 import tiny
+from sparring.core.door import finite_scores
 from sparring.core.errors import (
     InputError,
     SparringError,
@@ -132,6 +133,72 @@ def test_a_single_probability_is_two_classes(wrap: Callable[[Tensor], Any]) -> N
 def test_probabilities_of_zero_are_no_infinities() -> None:
     victim = fixed(lambda x: torch.eye(3)[Y], probabilities=True)
     assert torch.isfinite(victim.query(X).scores).all()
+
+
+def test_infinite_scores_are_numbers_far_from_the_others() -> None:
+    table = torch.tensor([[1.0, -torch.inf, 3.0], [torch.inf, 0.0, 2.0], [-torch.inf] * 3, [0.5, 0.25, 0.0]])
+    leaf = table.clone().requires_grad_(True)
+    scores = finite_scores(leaf)
+    want = torch.tensor([[1.0, -99.0, 3.0], [102.0, 0.0, 2.0], [-100.0] * 3, [0.5, 0.25, 0.0]])
+    torch.testing.assert_close(scores, want)
+    torch.testing.assert_close(scores[:2].softmax(1), table[:2].nan_to_num(posinf=1e9).softmax(1))
+    (slope,) = torch.autograd.grad(scores.sum(), leaf)
+    assert torch.equal(slope, table.isfinite().float())
+    assert torch.equal(finite_scores(table[3:]), table[3:])
+    for victim in (sp.Victim(lambda x: table[: len(x)]), sp.BlackBox(lambda x: table[: len(x)], scores=True)):
+        answer = victim.query(X[:4])
+        assert answer.labels.tolist() == [2, 0, 0, 0]
+        assert answer.scores is not None
+        assert answer.scores.isfinite().all()
+
+
+class SameMemory(nn.Module):
+    """Noisy scores, written into the same memory each time, as a network that was compiled for speed may do."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+        self.generator = torch.Generator().manual_seed(0)
+        self.out = torch.zeros(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = logits(x) + self.noise * torch.rand(len(x), 3, generator=self.generator)
+        if scores.requires_grad:
+            return scores
+        self.out[: len(x)] = scores
+        return self.out[: len(x)]
+
+
+def test_answers_in_the_same_memory_are_kept_apart() -> None:
+    victim = sp.Victim(SameMemory(0.0).eval())
+    before = victim.query(X[:2])
+    kept = before.scores.clone()  # type: ignore[union-attr]
+    victim.query(X[3:])
+    assert torch.equal(before.scores, kept)  # type: ignore[arg-type]
+    result = sp.attacks.BIM()(victim, X, Y, sp.Linf(0.3))
+    torch.testing.assert_close(result.clean.scores, logits(X))
+    out = np.zeros((64, 3), np.float32)
+    labels = np.zeros(64, np.int64)
+
+    def scored(x: Tensor) -> Any:
+        out[: len(x)] = logits(x).numpy()
+        return out[: len(x)]
+
+    def labelled(x: Tensor) -> Any:
+        labels[: len(x)] = logits(x).argmax(1).numpy()
+        return labels[: len(x)]
+
+    for black in (sp.BlackBox(scored, scores=True), sp.BlackBox(labelled)):
+        first = black.query(X[:2])
+        then = first.labels.clone(), None if first.scores is None else first.scores.clone()
+        black.query(1 - X)
+        assert torch.equal(first.labels, then[0])
+        assert first.scores is None or torch.equal(first.scores, then[1])  # type: ignore[arg-type]
+
+
+def test_a_random_victim_that_answers_in_the_same_memory_is_noticed() -> None:
+    with pytest.warns(VictimWarning, match="differ"):
+        sp.attacks.BIM()(sp.Victim(SameMemory(1.0).eval()), X, Y, sp.Linf(0.1))
 
 
 @pytest.mark.parametrize(

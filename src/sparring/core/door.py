@@ -58,6 +58,8 @@ def coerce_scores(output: Any, n: int, name: str) -> Tensor:
     """Class scores (n, k) from whatever a network returned: a tensor, a ModelOutput, a dict or a tuple; (n, 1) from
     (n,).
 
+    Without a gradient they are a copy: some networks answer in the same memory each time, or in that of their input.
+
     Raises:
         VictimError: nothing in it is a class score per input.
     """
@@ -89,7 +91,7 @@ def coerce_scores(output: Any, n: int, name: str) -> Tensor:
             f"{name!r} returned shape {tuple(found.shape)} for {n} inputs; class scores ({n}, k) are needed. "
             "Wrap the network so that it returns one row of scores per input"
         )
-    return found
+    return found if found.requires_grad else found.clone()
 
 
 def finite_scores(scores: Tensor) -> Tensor:

@@ -228,7 +228,11 @@ class Victim(BaseVictim):
         with torch.no_grad():
             for depth, stage in enumerate(self.stages):
                 x = run_stage(stage, x, noise, depth)
-            return untouched(self.detector, x)  # type: ignore[no-any-return]
+            return self._accepted(x)
+
+    def _accepted(self, x: Tensor) -> Tensor | None:
+        """The detector's word on inputs that have passed the stages, copied as scores are."""
+        return None if self.detector is None else untouched(self.detector, x).clone()
 
     def query(self, x: Batch, noise: KeyedRandom | None = None) -> Prediction:
         """The true answer: every stage as it is, the detector's acceptance, no gradient kept.
@@ -243,7 +247,7 @@ class Victim(BaseVictim):
             for depth, stage in enumerate(self.stages):
                 x = run_stage(stage, x, noise, depth)
             scores = self.head(x)
-            return self._predicted(scores, None if self.detector is None else untouched(self.detector, x))
+            return self._predicted(scores, self._accepted(x))
 
     def _predicted(self, scores: Tensor, accepted: Tensor | None = None) -> Prediction:
         if bool(torch.isnan(scores).any()):

@@ -248,7 +248,7 @@ class BlackBox(BaseVictim):
                 f"{self.name!r} answered {answer.dtype} of shape {tuple(answer.shape)} to {n} inputs; "
                 f"whole-number labels of shape ({n},) are needed, or scores=True for class scores"
             )
-        return Prediction(answer.to(torch.int64))
+        return Prediction(answer.to(torch.int64, copy=True))  # the function may answer in the same memory each time
 
     def admit(self, x: Batch, y: Any) -> tuple[Batch, Tensor]:
         """Check labels, and bounds where the inputs are tensors and the victim has bounds."""
