@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import sparring as sp
 import tiny
 from probe import At, Probe, below
+from sparring.core.errors import VictimWarning
 from sparring.core.losses import get_loss
 from sparring.core.result import Outcome
 from sparring.core.runner import Run
@@ -62,6 +65,46 @@ def test_a_gradient_of_nan_is_repaired() -> None:
         assert g.grad[1] > 0
 
     Probe(body=body)(sp.Victim(Root().eval()), *below(0.0, 0.2), sp.Linf(0.1))
+
+
+class Saturated(nn.Module):
+    """Logarithms of probabilities that have run out of digits: their gradient is no number, or zero."""
+
+    def __init__(self, net: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.net, self.scale = net, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log(torch.softmax(self.scale * self.net(x), 1))
+
+
+def test_survival_where_no_gradient_leads_anywhere_is_warned_about() -> None:
+    x, y = tiny.correct(6)
+    net = tiny.trained().net
+    assert isinstance(net, nn.Module)
+    victim = sp.Victim(Saturated(net, 100.0).eval(), name="saturated")
+    for attack in (sp.PGD(steps=5), sp.attacks.FAB(steps=3)):
+        with pytest.warns(VictimWarning, match=r"gradient of 'saturated' is zero or no number at most inputs"):
+            result = attack(victim, x, y, sp.Linf(0.15))
+        assert not result.succeeded.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sp.PGD(steps=5)(tiny.trained(), x, y, sp.Linf(1e-4))  # stands, with a gradient
+        sp.attacks.Square(queries=20)(victim, x, y, sp.Linf(0.01))  # asks for none
+
+
+def test_a_compiled_network_gives_every_gradient_though_it_frees_its_graph() -> None:
+    x, y = tiny.correct(3)
+    net = tiny.trained().net
+    assert isinstance(net, nn.Module)
+    plain, compiled = (
+        sp.attacks.DeepFool()(sp.Victim(n, name="n"), x, y, sp.L2())
+        for n in (net, torch.compile(net, backend="aot_eager"))
+    )
+    assert plain.succeeded.all()
+    torch.testing.assert_close(compiled.adversarial, plain.adversarial, atol=1e-4, rtol=1e-4)
+    assert torch.equal(compiled.backwards, plain.backwards)
+    assert (compiled.forwards > plain.forwards).all()
 
 
 def test_expectation_over_transformation_averages_gradients_and_counts_each_draw() -> None:

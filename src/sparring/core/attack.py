@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.batch import Batch, own, put, take
-from sparring.core.errors import CapabilityError, InputError, ThreatError
+from sparring.core.errors import CapabilityError, InputError, ThreatError, VictimWarning
 from sparring.core.network import Victim
 from sparring.core.outputs import Prediction
 from sparring.core.registry import Card
@@ -207,6 +208,7 @@ class Attack:
             )
             run.on_step = tell
             self._search(run)
+            self._mind_vanished(run)
             found, answers, result = recheck(run)
             put(adversarial, index, found)
             final = _merge(clean, answers, index)
@@ -243,6 +245,18 @@ class Attack:
             with run.searching(restart, more=restart + 1 < restarts):
                 if len(run.rows):
                     self.search(run)
+
+    def _mind_vanished(self, run: Run) -> None:
+        """Warn where most samples stand because no gradient led anywhere: their survival is no evidence."""
+        if 2 * int((run.vanished & ~run.ledger.found).sum()) > len(run.vanished):
+            warnings.warn(
+                f"the gradient of {run.victim.name!r} is zero or no number at most inputs, so that {self.card.name} could not "
+                "move them: that they stand says nothing. Give the logits where the network ends in probabilities or "
+                "their logarithms, climb a margin (loss='margin') where cross-entropy has saturated, put a differentiable "
+                "surrogate before what rounds (attack_view(bpda=True)), or search without gradients: square",
+                VictimWarning,
+                stacklevel=4,
+            )
 
     def _view(self, victim: BaseVictim, threat: ThreatModel, access: Access) -> Victim | None:
         """Whose gradients the search sees: the victim's own, the surrogates', or nobody's."""

@@ -32,6 +32,7 @@ class Differentiator:
         self._shortcut = self._straight is None and has_strided_convolutions(view.net)
         self._scout: Victim | None = None
         self._slope = 0.0
+        self._retains = True  # whether one graph serves several ways back
 
     @property
     def sure(self) -> bool:
@@ -78,6 +79,24 @@ class Differentiator:
                 "scores or labels"
             )
         return grad
+
+    def gradients(self, values: Tensor, leaf: Tensor, again: Callable[[], Tensor]) -> Iterator[Tensor]:
+        """The gradient of each column of values, (m, j), one after another.
+
+        A network that torch.compile has compiled may free its graph on the first way back: `again` makes the values anew.
+        """
+        count = values.shape[1]
+        for j in range(count):
+            with torch.enable_grad():
+                whole = (values if self._retains or not j else again())[:, j].sum()
+            try:
+                grad = self.gradient(whole, leaf, retain_graph=self._retains and j + 1 < count)
+            except RuntimeError as cause:
+                if not self._retains or "donated buffers" not in str(cause):
+                    raise
+                self._retains = False
+                grad = self.gradient(whole, leaf)
+            yield grad
 
     @contextlib.contextmanager
     def _graph(self, shorten: bool) -> Iterator[None]:

@@ -88,6 +88,7 @@ class Run:
         smallest: whether the smallest change is sought (success does not end a sample).
         early_stop: whether a success ends a sample.
         restart: the number of the current restart, from 0.
+        vanished: at which samples of the batch the first gradient was zero or no number, bool (n,).
         victim, threat, oracle: as given; the oracle is None above label and score access.
     """
 
@@ -121,6 +122,8 @@ class Run:
         self.ledger = Ledger.open(x, y.device, spares=terms.smallest and terms.access is Access.LABELS)
         self._state: Any = None
         self._calls = 0
+        self.vanished = torch.zeros(len(x), dtype=torch.bool, device=y.device)
+        self._looked = False
         self.on_step: Callable[[int, int, int], None] | None = None
         self._activate(torch.arange(len(x), device=y.device))
 
@@ -285,6 +288,7 @@ class Run:
         grad = total.grad
         if not bool(torch.isfinite(grad.sum())):  # one sum is cheap; the repair is rare
             grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+        self._look_at(grad)
         return Gradient(total.loss, grad, total.scores)
 
     def claim(self, x: Tensor, scores: Tensor, only: Tensor) -> None:
@@ -300,20 +304,24 @@ class Run:
             SearchOver: every sample is decided by this forward; the runner catches it.
         """
         steep = self._steep()
-        point = self._snap(self.x, x, self.space)
+        point, noise = self._snap(self.x, x, self.space), self._noise()
         leaf = point.detach().requires_grad_(True)
-        scores = steep.scores(leaf, self._noise())
-        self._count(forwards=1)
+
+        def forward() -> tuple[Tensor, Tensor]:
+            self._count(forwards=1)
+            scores = steep.scores(leaf, noise)
+            with torch.enable_grad():
+                return scores, outputs(scores)
+
+        scores, values = forward()
         self._note(point, self._output(point, scores))
         self._stop_if_over()
-        with torch.enable_grad():
-            values = outputs(scores)
-            sums = values.sum(0).unbind()
         rows = []
-        for j, one in enumerate(sums):
-            rows.append(steep.gradient(one, leaf, retain_graph=j + 1 < len(sums)))
+        for row in steep.gradients(values, leaf, lambda: forward()[1]):
+            rows.append(row)
             self._count(backwards=1)
         slopes = torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
+        self._look_at(slopes)
         return scores.detach(), values.detach(), slopes
 
     def evaluate(self, x: Tensor, rows: Tensor | None = None, *, window: Window | None = None) -> Tensor:
@@ -417,6 +425,11 @@ class Run:
         if self._differentiator is None:
             raise CapabilityError(f"this run has access to {self.access}; a gradient or a free forward needs gradients")
         return self._differentiator
+
+    def _look_at(self, grad: Tensor) -> None:
+        """Note where the first gradient of the batch, (m, ...), has vanished."""
+        if not self._looked:
+            self.vanished[self.rows], self._looked = grad.flatten(1).abs().amax(1) == 0, True
 
     def _output(self, point: Tensor, scores: Tensor, rows: Tensor | None = None) -> Prediction:
         """The prediction that goes with the scores of a search step; a detector is asked as well."""
