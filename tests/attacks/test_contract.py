@@ -317,6 +317,22 @@ def test_networks_in_double_precision_are_attacked_there(case: Case) -> None:
     assert result.adversarial.dtype == torch.float64
 
 
+@every_space
+def test_the_default_type_of_new_tensors_does_not_matter(case: Case) -> None:
+    x, y = tiny.correct(3)
+    threat = case.threat(case.ball(within(case)), y, queries=60)
+    victim = tiny.trained()
+    plain = case.attack(quick=True)(victim, x, y, threat)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = case.attack(quick=True)(victim, x, y, threat)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(plain.outcome, other.outcome)
+    assert torch.equal(plain.queries, other.queries)
+    torch.testing.assert_close(other.adversarial, plain.adversarial)
+
+
 class Writes(nn.Module):
     """The same network, which writes into its input, as an in-place normalisation does."""
 

@@ -53,7 +53,7 @@ class Ledger:
         n = len(x)
         zeros = torch.zeros(n, dtype=torch.int64, device=device)
         no = torch.zeros(n, dtype=torch.bool, device=device)
-        cost, spare = torch.full((n,), torch.inf, device=device), own(x) if spares else None
+        cost, spare = torch.full((n,), torch.inf, dtype=torch.float32, device=device), own(x) if spares else None
         return cls(no, own(x), cost, no.clone(), zeros, zeros.clone(), spare, cost.clone())
 
     def record(self, candidates: Batch, cost: Tensor, owner: Tensor, *, nearest: bool) -> None:

@@ -82,21 +82,21 @@ class Boundary(Attack):
         waves = Frequencies.of(run.x, self.frequencies)
         start, found = first_points(run, self.tries)
         run.give_up(~found)
-        start = to_boundary(run, start, torch.full((len(start),), 1e-3, device=start.device), found)
-        level = torch.ones(len(start), device=start.device)
+        start = to_boundary(run, start, start.new_full((len(start),), 1e-3), found)
+        level = start.new_ones(len(start))
         first = Walker(start, self.sideways * level, self.towards * level, 0.5 * level, 0.25 * level, Noise.of(run))
         s = run.begin(first)
         for t in run.steps(self.steps):
             side = self._sideways(run, s, self._direction(s, waves))
             if t % APART == 0:
                 stays, granted = crosses(run, side)
-                s.kept = torch.where(granted, 0.8 * s.kept + 0.2 * stays, s.kept)
+                s.kept = torch.where(granted, 0.8 * s.kept + 0.2 * stays.to(s.kept.dtype), s.kept)
                 s.sideways = self._adapted(s.sideways, s.kept, 0.5, self.adaptation**APART)
             near = torch.lerp(side, run.x, per_sample(s.towards.to(side.dtype), side))
             gains, granted = crosses(run, near)
             rows = gains.nonzero().squeeze(1)
             s.x.index_copy_(0, rows, near[rows])
-            s.gained = torch.where(granted, 0.97 * s.gained + 0.03 * gains, s.gained)
+            s.gained = torch.where(granted, 0.97 * s.gained + 0.03 * gains.to(s.gained.dtype), s.gained)
             s.towards = self._adapted(s.towards, s.gained, 0.25, self.adaptation)
 
     def _direction(self, s: Walker, waves: Frequencies) -> Tensor:

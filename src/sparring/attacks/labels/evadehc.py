@@ -88,7 +88,7 @@ class EvadeHC(Attack):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; at least one is needed")
         m = len(run.x)
-        start = torch.full((m,), -torch.inf)
+        start = torch.full((m,), -torch.inf, dtype=torch.float32)
         s = run.begin(Climb(own(run.x), start, own(run.x), [[] for _ in range(m)], [[] for _ in range(m)]))
         for t in run.steps(self.steps):
             seeds = [self._seed(run, i, t) for i in range(len(run.x) * self.paths)]

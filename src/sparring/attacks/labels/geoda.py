@@ -106,7 +106,7 @@ class GeoDA(Attack):
         total = budget(run, self.queries)
         start, found = first_points(run, self.tries)
         run.give_up(~found)
-        start = to_boundary(run, start, torch.full((len(start),), _TOLERANCE, device=start.device), found)
+        start = to_boundary(run, start, start.new_full((len(start),), _TOLERANCE), found)
         m, ratio = len(start), self.decay ** (-2 / 3)
         steps = max(1, round(math.log1p(total * (ratio - 1) / self.first) / math.log(ratio)))
         none = start.new_zeros(m, waves.size)

@@ -73,7 +73,7 @@ class HopSkipJump(Attack):
         granted = run.oracle.budget if run.oracle is not None else None
         most = self.most_draws if granted is None else min(self.most_draws, max(1, int(granted * _SHARE)))
         for t in run.steps(self.steps):
-            tolerance = torch.full((len(s.x),), max(theta, 2.0**-20), device=s.x.device)
+            tolerance = s.x.new_full((len(s.x),), max(theta, 2.0**-20))
             s.x = to_boundary(run, s.x, tolerance)
             distance = run.space.distance(s.x - run.x)
             delta = self._probe(run, distance, d, theta, t)

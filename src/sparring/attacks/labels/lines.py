@@ -34,14 +34,12 @@ def _along(run: Run, corrupt: Callable[[Tensor], Tensor], grades: int, halvings:
     `corrupt` maps one grade per active sample, (m,) in [0, 1], to the corrupted inputs (m, ...).
     """
     m = len(run.x)
-    s = run.begin(
-        Line(run.x.clone(), torch.zeros(m, device=run.x.device), torch.full((m,), math.inf, device=run.x.device))
-    )
+    s = run.begin(Line(run.x.clone(), run.x.new_zeros(m), run.x.new_full((m,), math.inf)))
     for step in range(1, grades + 1):
         rows = torch.isinf(s.strong).nonzero().squeeze(1)
         if not len(rows):
             break
-        grade = torch.full((m,), step / grades, device=run.x.device)
+        grade = run.x.new_full((m,), step / grades)
         point = corrupt(grade)[rows]
         hit, granted = crosses(run, point, rows)
         s.x[rows[hit]], s.strong[rows[hit]] = point[hit], step / grades

@@ -107,7 +107,7 @@ def to_boundary(run: Run, far: Tensor, tolerance: Tensor, active: Tensor | None 
     Returns:
         (m, ...), adversarial wherever `far` is.
     """
-    lo = torch.zeros(len(far), device=far.device)
+    lo = far.new_zeros(len(far))
     hi = torch.ones_like(lo)
     going = torch.ones_like(lo, dtype=torch.bool) if active is None else active
     halve(

@@ -61,7 +61,7 @@ class Pointwise(Attack):
         """Find a start, clean it up."""
         start, found = first_points(run, self.tries)
         run.give_up(~found)
-        start = to_boundary(run, start, torch.full((len(start),), 1e-3, device=start.device), found)
+        start = to_boundary(run, start, start.new_full((len(start),), 1e-3), found)
         m, d = len(start), math.prod(run.x.shape[1:])
         zeros = torch.zeros(m, dtype=torch.int64, device=start.device)
         order = run.rng.permutation(d, ("order", run.restart))

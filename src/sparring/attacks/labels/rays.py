@@ -59,7 +59,7 @@ class RayS(Attack):
         span = float((bounds.hi - bounds.lo).amax()) if bounds is not None else 1.0
         d = math.prod(run.x.shape[1:])
         signs = torch.ones_like(run.x)
-        s = run.begin(Ray(run.x.clone(), signs, torch.full((len(run.x),), math.inf, device=run.x.device)))
+        s = run.begin(Ray(run.x.clone(), signs, run.x.new_full((len(run.x),), math.inf)))
         self._shorten(run, s, s.signs, span)
         level, block = 0, 0
         for _ in run.steps(self.steps):

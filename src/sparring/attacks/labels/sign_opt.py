@@ -88,7 +88,8 @@ class SignOPT(Attack):
             points = torch.addcmul(x, v, reach[..., None]).addcmul_(u, (reach * step)[..., None])
             rows = torch.arange(m, device=v.device).repeat_interleave(j)
             hit, granted = crosses(run, clamp_(run, points.reshape(m * j, *s.x.shape[1:])), rows)
-            sign = torch.where(hit, -1.0, 1.0) * granted  # still adversarial at g(v): the boundary came nearer
+            # still adversarial at g(v): the boundary came nearer
+            sign = torch.where(hit, -1.0, 1.0).to(s.x.dtype) * granted
             total.baddbmm_((sign.reshape(m, j) * scale).to(u.dtype)[:, None], u)
         return total.reshape(s.x.shape) / self.draws
 

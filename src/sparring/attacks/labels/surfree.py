@@ -93,14 +93,14 @@ class SurFree(Attack):
         waves = Frequencies.of(run.x, self.frequencies)
         start, found = first_points(run, self.tries)
         run.give_up(~found)
-        start = to_boundary(run, start, torch.full((len(start),), 2.0**-10, device=start.device), found)
+        start = to_boundary(run, start, start.new_full((len(start),), 2.0**-10), found)
         m, memory = len(start), min(self.memory, waves.size // 2)
-        reach = torch.full((m,), math.radians(self.angle), device=start.device)
+        reach = start.new_full((m,), math.radians(self.angle))
         s = run.begin(Circling(start, reach, start.new_zeros(m, memory, waves.size), Noise.of(run)))
         for t in run.steps(self.steps):
             v = self._direction(s, min(t, memory))
             s.x, turned = self._turn(run, s, waves.vectors(v))
-            s.reach = (s.reach * torch.where(turned, 1 / self.adaptation, self.adaptation)).clamp(max=math.pi / 2)
+            s.reach = torch.where(turned, s.reach / self.adaptation, s.reach * self.adaptation).clamp(max=math.pi / 2)
             if memory:
                 s.past[:, t % memory] = v
 

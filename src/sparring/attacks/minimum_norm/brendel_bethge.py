@@ -120,7 +120,7 @@ class BrendelBethge(Attack):
     def _step(self, run: Run, s: Walk, g: Gradient, reach: Tensor, normal: Tensor) -> Tensor:
         """The point nearest to the input on the linearised boundary, within `reach` of the current one, (m, ...)."""
         beyond = g.loss - AIM * g.scores.abs().amax(1)
-        share = torch.where(beyond > 0, 2.0 - self.overshoot, self.overshoot)
+        share = torch.where(beyond > 0, 2.0 - self.overshoot, self.overshoot).to(beyond.dtype)
         gap = -share * beyond / norm(g.grad, 2.0).clamp(min=TINY)
         origin = run.x.flatten(1)
         low, high = (bound - origin for bound in box(run))

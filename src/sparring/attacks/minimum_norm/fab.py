@@ -126,11 +126,11 @@ class FAB(Attack):
 
     def _step(self, run: Run, x: Tensor, value: Tensor, normal: Tensor, hit: Tensor) -> Tensor:
         """The next point, from the boundary value + <normal, . - x> = 0 linearised at x."""
-        keep = torch.where(hit, self.beta, 1.0)
+        keep = torch.where(hit, self.beta, 1.0).to(x.dtype)
         origin, flat, w = run.x.flatten(1), x.flatten(1), normal.flatten(1)
         lo, hi = box(run)
         along = (w * (flat - origin)).sum(1)
-        back = torch.lerp(origin, flat, keep.to(flat.dtype)[:, None])
+        back = torch.lerp(origin, flat, keep[:, None])
         near = plane_step(back, w, (1 - keep) * along - value, lo, hi, run.space.p)
         far = plane_step(origin, w, along - value, lo, hi, run.space.p)
         d, d0 = norm(near, run.space.p), norm(far, run.space.p)

@@ -46,7 +46,7 @@ def plane_step(z: Tensor, w: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, p: flo
     scale = largest.clamp(min=torch.finfo(w.dtype).tiny)
     slope.div_(scale[:, None])
     need = torch.where(largest > 0, gap.abs() / scale, 0.0).clamp_(max=1e30)
-    direction = w.sign().mul_(torch.where(gap < 0, -1.0, 1.0)[:, None])
+    direction = w.sign().mul_(torch.where(gap < 0, -1.0, 1.0).to(w.dtype)[:, None])
     room = caps(direction, z, lo, hi)
     if p == 1:
         return direction.mul_(_fill(slope, room, need))

@@ -288,6 +288,6 @@ def _meeting(task: Task, pull: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
             end = torch.where(before, torch.where(side > 0, end / 2, end), now)
             value = torch.where(before, now, torch.where(side < 0, value / 2, value))
             near, far = torch.where(before, middle, near), torch.where(before, far, middle)
-            side = torch.where(before, 1.0, -1.0)
+            side = torch.where(before, 1.0, -1.0).to(far.dtype)
         at = at.index_copy(0, rows, best)
     return at, kept(torch.addcmul(task.v, at[:, None], task.b), pull, task.lo, task.hi)

@@ -101,7 +101,7 @@ class PDPGD(Attack):
             s.x = clamp(run, run.x + scale * self._shrink(run, s, delta, rate, p, scale))
             move = dual_step * (1.0 - 0.9 * share)
             bound = math.log(FARTHEST)
-            s.ratio = (s.ratio + torch.where(hit, -move, move)).clamp(-bound, bound)
+            s.ratio = torch.where(hit, s.ratio - move, s.ratio + move).clamp(-bound, bound)
             s.norm_weight = s.norm_weight.lerp(torch.sigmoid(-s.ratio), 1.0 - self.momentum)
         run.shrink()
         if len(run.rows):

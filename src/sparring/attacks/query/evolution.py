@@ -114,7 +114,8 @@ class Evolution(Attack):
             s.x = s.x.index_copy(0, rows, pictures[rows, fittest])
             s.bar = s.bar.index_copy(0, rows, bar(best[rows], scores[rows, fittest]).to(s.bar.dtype))
             if t:
-                s.step = s.step * torch.where(rose, math.exp(0.8 / self.damping), math.exp(-0.2 / self.damping))
+                wider, narrower = math.exp(0.8 / self.damping), math.exp(-0.2 / self.damping)
+                s.step = torch.where(rose, s.step * wider, s.step * narrower)
 
 
 def _render(run: Run, base: Tensor, genes: Tensor) -> Tensor:

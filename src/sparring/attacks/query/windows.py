@@ -264,7 +264,7 @@ def tiling(shape: Sequence[int], p: int, rng: KeyedRandom, stream: tuple[str | i
     cut = rng.integers((down, across), (*stream, "cut"), 2)
     tiles = bump(a, b, p).to(sign.device)[cut][:, None] * sign[..., None, None]
     pattern = tiles.permute(0, 1, 2, 4, 3, 5).reshape(-1, c, down * a, across * b)
-    out = torch.zeros(len(pattern), c, h, w, device=pattern.device)
+    out = pattern.new_zeros(len(pattern), c, h, w)
     v, u = (h - down * a) // 2, (w - across * b) // 2
     out[:, :, v : v + down * a, u : u + across * b] = pattern
     return out

@@ -90,7 +90,7 @@ class SigmaZero(Attack):
             slope.masked_fill_(slope.abs() < NOISE, 0.0)
             delta = (clamp(run, run.x + scale * (delta + s.adam.step(slope, rate))) - run.x).div_(scale)
             rate = cosine(self.step_size, self.step_size / 10.0, t, self.steps)
-            s.tau = (s.tau + self.adapt * rate * torch.where(hit, 1.0, -1.0)).clamp(0.0, 1.0)
+            s.tau = (s.tau + self.adapt * rate * torch.where(hit, 1.0, -1.0).to(s.tau.dtype)).clamp(0.0, 1.0)
             size = delta.abs().amax(1, keepdim=True) if run.space.pixels else delta.abs()
             s.x = torch.where(size < per_sample(s.tau, delta), run.x, clamp(run, run.x + scale * delta))
         run.shrink()

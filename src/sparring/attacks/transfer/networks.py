@@ -33,7 +33,7 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     The global random state is as before (He et al. 2015, Delving Deep into Rectifiers, arXiv:1502.01852).
     """
     with torch.random.fork_rng(devices=[]):  # the layers' own initialisation draws from the global source
-        net = build()
+        net = build().float()  # whatever torch's default type is
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():

@@ -157,7 +157,7 @@ class Artifact:
             if kind is None or record.space not in NORMS:
                 raise ValueError(f"{record.method} in {record.space} fits no artifact")
             artifact: Artifact = kind(record, tensors, bounds)
-            artifact.change(torch.zeros(1, *record.shape))  # tensors that do not fit fail here
+            artifact.change(torch.zeros(1, *record.shape, dtype=torch.float32))  # tensors that do not fit fail here
         except (SparringError, KeyError, TypeError, ValueError, RuntimeError) as cause:
             raise LoadError(f"{path} holds no artifact that sparring saved: {cause}") from cause
         return artifact
