@@ -17,7 +17,7 @@ import tiny
 from sparring.attacks import APGD, LinearRegions
 from sparring.attacks.regions.pieces import Chain
 from sparring.attacks.regions.programme import GAP, best_shift
-from sparring.core.errors import CapabilityError, ThreatError
+from sparring.core.errors import CapabilityError, ThreatError, VanishedGradientWarning
 from sparring.core.registry import attack_class
 from sparring.core.result import Outcome
 
@@ -182,7 +182,8 @@ class TestAttack:
             net[2].weight.copy_(torch.tensor([[0.0], [40.0]]))
             net[2].bias.copy_(torch.tensor([1.0, -0.1]))
         victim, x, y = sp.Victim(net), torch.full((1, 3), 0.5), torch.tensor([0])
-        assert APGD(loss="margin", restarts=5)(victim, x, y, sp.Linf(0.3)).outcomes == [Outcome.SURVIVED]
+        with pytest.warns(VanishedGradientWarning):
+            assert APGD(loss="margin", restarts=5)(victim, x, y, sp.Linf(0.3)).outcomes == [Outcome.SURVIVED]
         found = QUICK(victim, x, y, sp.Linf(0.3))
         assert found.outcomes == [Outcome.SUCCEEDED]
         assert float(found.adversarial.sum()) > 2.377

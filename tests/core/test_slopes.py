@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sparring as sp
+from sparring.core.errors import VanishedGradientWarning
 from sparring.core.slopes import leaky_gradients
 
 
@@ -50,7 +51,8 @@ def test_a_network_that_is_flat_around_an_input_falls() -> None:
         net[3].weight.copy_(torch.tensor([[0.0], [10.0]]))
         net[3].bias.copy_(torch.tensor([0.5, 0.0]))
     victim, x, y = sp.Victim(net), torch.full((3, 1, 4, 4), 0.2), torch.zeros(3, dtype=torch.int64)
-    blind = sp.attacks.APGD(steps=20)(victim, x, y, sp.Linf(0.3))
+    with pytest.warns(VanishedGradientWarning):
+        blind = sp.attacks.APGD(steps=20)(victim, x, y, sp.Linf(0.3))
     seeing = sp.attacks.APGD(steps=20, relu_slope=0.1)(victim, x, y, sp.Linf(0.3))
     assert blind.robust_accuracy == 1
     assert seeing.robust_accuracy == 0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.batch import Batch, own, put, take
-from sparring.core.errors import CapabilityError, InputError, ThreatError, VictimWarning
+from sparring.core.errors import CapabilityError, InputError, ThreatError, VanishedGradientWarning
 from sparring.core.network import Victim
 from sparring.core.outputs import Prediction
 from sparring.core.registry import Card
@@ -248,13 +248,13 @@ class Attack:
 
     def _mind_vanished(self, run: Run) -> None:
         """Warn where most samples stand because no gradient led anywhere: their survival is no evidence."""
-        if 2 * int((run.vanished & ~run.ledger.found).sum()) > len(run.vanished):
+        if run.access is Access.GRADIENTS and 2 * int((run.vanished & ~run.ledger.found).sum()) > len(run.vanished):
             warnings.warn(
                 f"the gradient of {run.victim.name!r} is zero or no number at most inputs, so that {self.card.name} could not "
                 "move them: that they stand says nothing. Give the logits where the network ends in probabilities or "
                 "their logarithms, climb a margin (loss='margin') where cross-entropy has saturated, put a differentiable "
                 "surrogate before what rounds (attack_view(bpda=True)), or search without gradients: square",
-                VictimWarning,
+                VanishedGradientWarning,
                 stacklevel=4,
             )
 

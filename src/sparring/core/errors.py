@@ -15,6 +15,7 @@ SparringError
 
 SparringWarning (UserWarning)
 └── VictimWarning                      a trait of the victim that usually makes a result wrong
+    └── VanishedGradientWarning        a search by gradients that had none to follow
 """
 
 from __future__ import annotations
@@ -110,3 +111,7 @@ class SparringWarning(UserWarning):
 
 class VictimWarning(SparringWarning):
     """A trait of the victim that usually makes a result wrong."""
+
+
+class VanishedGradientWarning(VictimWarning):
+    """A search by gradients that had none to follow: what it leaves standing is no evidence."""

@@ -88,7 +88,7 @@ class Run:
         smallest: whether the smallest change is sought (success does not end a sample).
         early_stop: whether a success ends a sample.
         restart: the number of the current restart, from 0.
-        vanished: at which samples of the batch the first gradient was zero or no number, bool (n,).
+        vanished: for which samples of the batch every gradient so far was zero or no number, bool (n,).
         victim, threat, oracle: as given; the oracle is None above label and score access.
     """
 
@@ -123,7 +123,7 @@ class Run:
         self._state: Any = None
         self._calls = 0
         self.vanished = torch.zeros(len(x), dtype=torch.bool, device=y.device)
-        self._looked = False
+        self._felt: bool | None = None  # whether all of them have had a gradient; None before the first
         self.on_step: Callable[[int, int, int], None] | None = None
         self._activate(torch.arange(len(x), device=y.device))
 
@@ -427,9 +427,12 @@ class Run:
         return self._differentiator
 
     def _look_at(self, grad: Tensor) -> None:
-        """Note where the first gradient of the batch, (m, ...), has vanished."""
-        if not self._looked:
-            self.vanished[self.rows], self._looked = grad.flatten(1).abs().amax(1) == 0, True
+        """Note which samples have had a gradient to follow, from one of theirs, (m, ...); after the first steps all have."""
+        if self._felt:
+            return
+        zero = grad.flatten(1).abs().amax(1) == 0
+        self.vanished[self.rows] = zero if self._felt is None else zero & self.vanished[self.rows]
+        self._felt = not bool(self.vanished.any())
 
     def _output(self, point: Tensor, scores: Tensor, rows: Tensor | None = None) -> Prediction:
         """The prediction that goes with the scores of a search step; a detector is asked as well."""

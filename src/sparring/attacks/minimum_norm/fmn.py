@@ -33,7 +33,7 @@ from sparring.core.thresholds import caps, soft_threshold
 # The first step by p, as a factor and a power of the number of elements, times eps: in units of the half diagonal of the cube in
 # Linf, of the radius in L2, and in L1 of a length halfway between one changed element and all of them. Much longer steps only
 # jump about a small ball; in Linf, shorter ones hardly reach the corners of a large one.
-PACE = {1.0: (3.0, -0.25), 2.0: (0.5, 0.0), math.inf: (5.0, 0.5)}
+PACE = {1.0: (10.0, -0.25), 2.0: (0.5, 0.0), math.inf: (5.0, 0.5)}
 
 
 @dataclass
