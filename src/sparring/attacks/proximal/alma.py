@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks.minimum_norm.parts import TINY, clamp, dual, norm, reached, starts
+from sparring.attacks.minimum_norm.parts import TINY, clamp, dual, norm, polish, reached, starts
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.losses import LOSSES, Loss
@@ -82,7 +82,7 @@ class Walk:
         access=Access.GRADIENTS,
         spaces=("l2", "l1"),
         minimal=True,
-        cost="steps x (forward + backward)",
+        cost="steps x (forward + backward), and a few forwards",
         caveats="Unlike the paper's, the first step goes at most one and a half times as far as the linearised boundary. "
         "In L1, FMN comes nearer on natural pictures.",
         floor={"l2": 0.4, "l1": 0.8},
@@ -104,6 +104,7 @@ class ALMA(Attack):
         mu: the first multiplier.
         rho: the first steepness.
         growth: by what factor rho grows.
+        polish: forwards at the end to move the best success onto the boundary, along the line to the input.
 
     Example:
         >>> import torch, sparring as sp
@@ -120,6 +121,7 @@ class ALMA(Attack):
     mu: float = 1.0
     rho: float = 1.0
     growth: float = 1.2
+    polish: int = 4
 
     def search(self, run: Run) -> None:
         """Descend while the multiplier follows the boundary."""
@@ -159,6 +161,7 @@ class ALMA(Attack):
         run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
+            polish(run, self.polish)
 
     @staticmethod
     def _first_rate(run: Run, s: Walk, scale: float, length: Tensor) -> Tensor:
