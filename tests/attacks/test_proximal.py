@@ -137,3 +137,13 @@ def test_alma_and_pdpgd_are_near_on_digits(zoo: ModuleType) -> None:
     assert alma.succeeded.sum() == (alma.clean.labels == y).sum()
     assert alma.median_distance <= fmn
     assert PDPGD(steps=100)(victim, x, y, sp.Linf()).median_distance <= 0.42
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("space", [sp.L2(), sp.L1()], ids=repr)
+def test_alma_reaches_targets_of_every_rank(rank: int, space: sp.L2 | sp.L1) -> None:
+    """With the spread to the third logit alone the ratio is constant, and its gradient zero, wherever the target is the third."""
+    x, y = tiny.correct(8)
+    victim = tiny.trained()
+    target = victim.query(x).scores.argsort(1, descending=True)[:, rank]  # type: ignore[union-attr]
+    assert ALMA(steps=100)(victim, x, y, space, goal=sp.Targeted(target)).succeeded.all()

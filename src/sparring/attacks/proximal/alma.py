@@ -13,7 +13,7 @@ from sparring.core.balls import per_sample
 from sparring.core.losses import LOSSES, Loss
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
-from sparring.core.threat import Access, Goal
+from sparring.core.threat import Access, Goal, Targeted
 
 # The constraint is looked at every so many steps; the penalty grows where it has not fallen to this share since.
 CHECK, IMPROVED = 10, 0.95
@@ -27,17 +27,17 @@ REACH, LEAST_MOVE = 1.5, 0.01
 DECAY = 0.01
 
 
-def _gap(scores: Tensor, margin: Tensor) -> Tensor:
-    """The margin over the spread of the logits; the plain margin below three classes."""
-    if scores.shape[1] < 3:
-        return margin
-    top = scores.topk(3, dim=1).values
-    return margin / (top[:, 0] - top[:, 2]).clamp(min=TINY)
-
-
 def ratio(scores: Tensor, y: Tensor, goal: Goal) -> Tensor:
-    """The difference of logits over their spread, (m,): positive before the goal is reached, as the paper's DLR+."""
-    return BEYOND - _gap(scores, LOSSES["margin"](scores, y, goal))
+    """The difference of logits over their spread, (m,): positive before the goal is reached, as the paper's DLR+.
+
+    The spread reaches from the first logit to the third, towards a target to the mean of the third and fourth: to the third
+    alone, the ratio would be constant wherever the target is the third. With too few classes it is the plain difference.
+    """
+    margin, last = LOSSES["margin"](scores, y, goal), 4 if isinstance(goal, Targeted) else 3
+    if scores.shape[1] < last:
+        return BEYOND - margin
+    top = scores.topk(last, dim=1).values
+    return BEYOND - margin / (top[:, 0] - top[:, 2:].mean(1)).clamp(min=TINY)
 
 
 def penalty_slope(gap: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
