@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from sparring.core.batch import Batch
+from sparring.core.batch import Batch, choose
 from sparring.core.errors import InputError
 from sparring.core.rng import KeyedRandom
 from sparring.core.space import Bounds
@@ -321,9 +321,7 @@ class L1(Ball):
         kept = size.sub_(shrink[:, None]).clamp_(min=0.0)
         kept = kept if cap is None else torch.minimum(kept, cap)
         moved = delta.sign_().mul_(kept).add_(centre)
-        stay = torch.nonzero(shrink == 0).squeeze(1)
-        moved = moved.index_copy_(0, stay, flat[stay]) if len(stay) else moved
-        return self._clamp(moved.reshape(x.shape))
+        return self._clamp(choose(shrink == 0, flat, moved).reshape(x.shape))
 
     def sample(self, x: Tensor, rng: KeyedRandom, stream: tuple[str | int, ...] | str) -> Tensor:
         """Uniform in the ball: exponential magnitudes, one more for the slack, random signs; then clamped."""

@@ -23,7 +23,7 @@ from sparring.evaluation.plan import Plan, Step
 from sparring.evaluation.presets import Facts
 from sparring.evaluation.progress import AuditEnded, AuditStarted, CheckFinished, UnitFinished, UnitStarted
 from sparring.evaluation.store import Store
-from sparring.evaluation.units import Job, Unit, UnitResult, seeded
+from sparring.evaluation.units import Job, Unit, UnitResult, findings_tell, seeded
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,8 @@ def run_check(check: Check, context: Context) -> Finding:
     """What a check finds. An exception inside it is a failed finding that spoils nothing: no audit is lost to it."""
     started = time.perf_counter()
     try:
-        finding = check.function(context)
+        with findings_tell():
+            finding = check.function(context)
     except Exception as cause:
         says = f"The check itself stopped with {type(cause).__name__}: {cause}"
         finding = Finding(check.number, check.name, "fail", None, "", says, "Report this to the project.", "nothing")

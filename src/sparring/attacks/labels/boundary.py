@@ -92,7 +92,7 @@ class Boundary(Attack):
                 stays, granted = crosses(run, side)
                 s.kept = torch.where(granted, 0.8 * s.kept + 0.2 * stays.to(s.kept.dtype), s.kept)
                 s.sideways = self._adapted(s.sideways, s.kept, 0.5, self.adaptation**APART)
-            near = torch.lerp(side, run.x, per_sample(s.towards.to(side.dtype), side))
+            near = torch.lerp(side, run.x, per_sample(s.towards, side))
             gains, granted = crosses(run, near)
             rows = gains.nonzero().squeeze(1)
             s.x.index_copy_(0, rows, near[rows])

@@ -29,7 +29,6 @@ from sparring.evaluation.checks.parts import (
     still_standing,
 )
 from sparring.evaluation.findings import Context, Finding, check
-from sparring.evaluation.units import findings_tell
 
 QUERIES, FEWEST_QUERIES = 500, 200
 DRAWS = 10_000
@@ -133,15 +132,14 @@ def _threat(context: Context, few: Few) -> ThreatModel:
 
 def _meet(context: Context, few: Few, attack: Attack, threat: ThreatModel, bill: Bill) -> AttackResult:
     x: Tensor = few.x
-    with findings_tell():
-        result = attack(
-            context.victim,
-            x,
-            few.y,
-            threat,
-            seed=context.seed,
-            ids=few.ids.to(few.y.device),
-            batch_size=context.batch_size,
-        )
+    result = attack(
+        context.victim,
+        x,
+        few.y,
+        threat,
+        seed=context.seed,
+        ids=few.ids.to(few.y.device),
+        batch_size=context.batch_size,
+    )
     bill.pay(result)
     return result

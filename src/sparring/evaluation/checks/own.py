@@ -19,7 +19,7 @@ from sparring.defences.detectors import JointPGD
 from sparring.evaluation.checks.parts import Bill, Few, radius_of
 from sparring.evaluation.findings import Context
 from sparring.evaluation.plan import Step
-from sparring.evaluation.units import findings_tell, threat_of, view_of
+from sparring.evaluation.units import threat_of, view_of
 
 
 def white_box(context: Context) -> list[Step]:
@@ -109,17 +109,16 @@ def assail(
     if isinstance(space, Ball):
         space = space.take(few.positions) if radius is None else replace(space, eps=radius)
     threat = replace(threat, space=space, goal=goal or (aim.take(few.positions) if isinstance(aim, Targeted) else aim))
-    with findings_tell():
-        result = (attack or attack_of(step))(
-            victim or view_of(context.victim, step.spec),
-            few.x,
-            few.y,
-            threat,
-            seed=context.seed,
-            ids=few.ids.to(few.y.device),
-            batch_size=context.batch_size,
-            early_stop=early_stop,
-        )
+    result = (attack or attack_of(step))(
+        victim or view_of(context.victim, step.spec),
+        few.x,
+        few.y,
+        threat,
+        seed=context.seed,
+        ids=few.ids.to(few.y.device),
+        batch_size=context.batch_size,
+        early_stop=early_stop,
+    )
     bill.pay(result)
     return result
 
