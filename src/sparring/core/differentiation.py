@@ -22,6 +22,7 @@ class Differentiator:
 
     Attributes:
         view: the view.
+        quick: the same, which answers faster and differs by float rounding.
         draws: how many draws of its randomness a gradient averages over.
     """
 
@@ -29,7 +30,8 @@ class Differentiator:
         self.view = view
         self.draws = int(getattr(view, "eot", 1))
         self._straight = view.straight()
-        self._shortcut = self._straight is None and has_strided_convolutions(view.net)
+        self._shortcut = view.quick and self._straight is None and has_strided_convolutions(view.net)
+        self.quick = view.arranged()
         self._scout: Victim | None = None
         self._slope = 0.0
         self._retains = True  # whether one graph serves several ways back
@@ -43,7 +45,7 @@ class Differentiator:
         """Let `objective` compute in bfloat16 where that pays for so many samples like x, (n, ...); see `core.precision`."""
         if precision == "auto" and too_fine(space, x):
             precision = "float32"
-        self._scout = scout(self.view, x, precision, samples)
+        self._scout = scout(self.quick, x, precision, samples)
 
     def soften(self, slope: float) -> None:
         """Let the gradients of `objective` pass through ReLUs that are off, by this slope; see `core.slopes`."""
@@ -54,14 +56,14 @@ class Differentiator:
     ) -> tuple[Tensor, Tensor]:
         """What an attacker raises, (n,), and the scores (n, k), both differentiable in the leaf, (n, ...)."""
         by_hand = None if self._slope else self._straight  # which knows nothing of ReLUs that leak
-        view = self._scout or by_hand or self.view
+        view = self._scout or by_hand or self.quick
         with self._graph(view is not by_hand), leaky_gradients(self._slope):
             return view.objective(leaf, loss, noise)
 
     def scores(self, leaf: Tensor, noise: KeyedRandom | None) -> Tensor:
         """The scores that count, (n, k), differentiable in the leaf, (n, ...)."""
         with self._graph(self._straight is None):
-            return (self._straight or self.view).scores(leaf, noise)
+            return (self._straight or self.quick).scores(leaf, noise)
 
     def gradient(self, value: Tensor, leaf: Tensor, *, retain_graph: bool = False) -> Tensor:
         """The gradient of a scalar at the leaf alone.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.core.arrangement import arranged
 from sparring.core.batch import Batch
 from sparring.core.door import admit_tensor, as_pair, coerce_scores, finite_scores
 from sparring.core.errors import CapabilityError, InputError, VictimError
@@ -48,6 +49,9 @@ class Victim(BaseVictim):
         probabilities: the network ends in a softmax or sigmoid; scores become log-probabilities.
         traits: see `Traits`; a random network is `Traits(stochastic=True)`.
         name: what messages and reports call it.
+        quick: whether searches may call the network over rearranged layers, which answer up to float rounding as it does:
+            batch-norms folded into convolutions, channels last, strided convolutions that go back by hand, windows from
+            memory. Clean answers and the last re-check take the network as it is.
 
     Example:
         >>> import torch, sparring as sp
@@ -60,7 +64,7 @@ class Victim(BaseVictim):
     domain = "tensor"
     access = Access.GRADIENTS
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a network, what it takes and answers, and what is known of it)
         self,
         net: Callable[..., Any],
         *,
@@ -72,8 +76,10 @@ class Victim(BaseVictim):
         probabilities: bool = False,
         traits: Traits | None = None,
         name: str | None = None,
+        quick: bool = True,
     ) -> None:
         super().__init__(labels=labels, name=name or type(net).__name__, traits=traits)
+        self.quick = quick
         if not callable(net):
             raise InputError(f"net is a {type(net).__name__}; a torch.nn.Module or a function of a batch is needed")
         self.net = net
@@ -196,6 +202,8 @@ class Victim(BaseVictim):
         """
         if not isinstance(x, Tensor) or x.ndim != 4 or x.device.type != "cpu" or not x.is_floating_point():
             return None
+        if not self.quick:
+            return None
         if any(getattr(type(self), name) is not getattr(Victim, name) for name in ("query", "scores", "head")):
             return None
         try:
@@ -303,8 +311,22 @@ class Victim(BaseVictim):
 
         For the time of one attack: it has the weights that the network has now.
         """
-        if type(self).head is not Victim.head or (net := straightened(self.net)) is None:
+        if not self.quick or type(self).head is not Victim.head or (net := straightened(self.net)) is None:
             return None
+        view = copy.copy(self)
+        view.net = net
+        return view
+
+    def arranged(self) -> Victim:
+        """The same view, its network over rearranged layers (`sparring.core.arrangement`) where that pays, or itself.
+
+        For the time of one attack. Random victims are asked as they are: noise may sit in their weights.
+        """
+        kind = type(self)
+        if not self.quick or kind.head is not Victim.head or kind.query is not Victim.query or self.traits.stochastic:
+            return self
+        if (net := arranged(self.net)) is None:
+            return self
         view = copy.copy(self)
         view.net = net
         return view

@@ -41,6 +41,7 @@ class Oracle:
             raise ThreatError(f"an oracle needs access to labels at least; the threat model grants {access}")
         victim.require(min(access, Access.SCORES), "an oracle of this access")
         self.victim, self.access, self.budget, self.batch_size = victim, access, budget, batch_size
+        self._quick = victim.arranged()
         self.spent = torch.zeros(n, dtype=torch.int64, device=victim.device)
         self._most = 0  # no sample has spent more
         self._standing = Standing()
@@ -166,7 +167,7 @@ class Oracle:
             stop = min(n, start + self.batch_size)
             part = x[start:stop]
             keyed = None if noise is None else KeyedRandom(noise.seed, noise.ids[start:stop])
-            parts.append(self.victim.query(part, keyed))
+            parts.append(self._quick.query(part, keyed))
         answer = parts[0] if len(parts) == 1 else Prediction.concat(parts)
         return answer.labels_only() if self.access is Access.LABELS else answer
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sparring.core.convolutions import has_strided_convolutions, runs_in_python
+from sparring.core.convolutions import runs_in_python
 from sparring.core.errors import InputError
 from sparring.core.network import Victim
 from sparring.core.rng import KeyedRandom
@@ -32,67 +32,50 @@ class Scout(Victim):
     """A view whose scores and gradients come from bfloat16 autocast, for looking around only.
 
     Its gradients' signs agree with float32 on nearly all pixels; its scores are good to two or three digits, so that no
-    success may be claimed from them. Inputs are laid out channels-last, but not for networks whose strided convolutions go
-    back as `core.convolutions` has it: measured, a ResNet-20 gains an eighth, two small strided networks lose that or twice it.
+    success may be claimed from them.
     """
 
     def __init__(self, view: Victim) -> None:
         self.__dict__.update(view.__dict__)
         self.exact = view
-        self._last = runs_in_python(view.net) and not has_strided_convolutions(view.net)
 
     def scores(self, x: Tensor, noise: KeyedRandom | None = None) -> Tensor:
         """Scores (n, k) in float32, computed in bfloat16."""
         with self._bfloat16(x.device.type):
-            return self.exact.scores(self._laid_out(x), noise).float()
+            return self.exact.scores(x, noise).float()
 
     def objective(
         self, x: Tensor, loss: Callable[[Tensor], Tensor], noise: KeyedRandom | None = None
     ) -> tuple[Tensor, Tensor]:
         """What the exact view raises, of scores computed in bfloat16; both in float32."""
         with self._bfloat16(x.device.type):
-            value, scores = self.exact.objective(self._laid_out(x), lambda s: loss(s.float()), noise)
+            value, scores = self.exact.objective(x, lambda s: loss(s.float()), noise)
         return value.float(), scores.float()
-
-    def _laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if self._last and x.ndim == 4 else x
 
     @contextlib.contextmanager
     def _bfloat16(self, device: str) -> Iterator[None]:
         """Autocast, and what goes with it for networks that call torch layer by layer."""
-        along = _Along(few_rows=device == "cpu") if runs_in_python(self.net) else contextlib.nullcontext()
-        with torch.autocast(device, dtype=torch.bfloat16), along:
+        few = _FewRows() if device == "cpu" and runs_in_python(self.net) else contextlib.nullcontext()
+        with torch.autocast(device, dtype=torch.bfloat16), few:
             yield
 
 
-class _Along(TorchFunctionMode):
-    """Lets a network's own calls work on tensors laid out channels-last, and meet few different numbers of rows.
+class _FewRows(TorchFunctionMode):
+    """Lets the linear layers of a network on a CPU meet few different numbers of rows.
 
-    A network written for the plain layout may call `view` where only `reshape` serves the other. And oneDNN compiles its bfloat16
-    product anew for each number of rows of a linear layer over single vectors, and never lets go of it: 70 MiB a layer for all
-    below 256.
-
-    Args:
-        few_rows: whether numbers of rows are rounded up; on CPUs.
+    oneDNN compiles its bfloat16 product anew for each number of rows of a linear layer over single vectors, and never lets go of
+    it: 70 MiB a layer for all below 256.
     """
-
-    def __init__(self, *, few_rows: bool) -> None:
-        super().__init__()
-        self.few_rows = few_rows
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is functional.linear and self.few_rows and not kwargs and args[0].ndim == 2:
+        if func is functional.linear and not kwargs and args[0].ndim == 2:
             x, *rest = args
             m = len(x)
             more = -m % max(1, (1 << max(0, m.bit_length() - 1)) // SIZES)
             if more:
                 return func(torch.cat([x, x[:more].detach()]), *rest)[:m]
-        if func is Tensor.view and isinstance(args[0], Tensor) and not args[0].is_contiguous():
-            with contextlib.suppress(RuntimeError):
-                return func(*args, **(kwargs or {}))
-            return args[0].contiguous().view(*args[1:], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

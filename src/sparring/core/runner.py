@@ -329,14 +329,14 @@ class Run:
 
         Point i belongs to active sample i, or to rows[i], each at most once. For a `window` see `ask`.
         """
-        view = self._steep().view
+        steep = self._steep()
         point, noise = self._snap_at(x, rows), self._noise(rows)
         memory = None if window is None else self._standing.at(self.rows)
         if memory is not None and window is not None:
-            scores = view.scores_nearby(memory, point, window)
+            scores = steep.view.scores_nearby(memory, point, window)
         else:
             with torch.no_grad():
-                scores = view.scores(point, noise)
+                scores = steep.quick.scores(point, noise)
         if rows is None:
             self._count(forwards=1)
         else:
@@ -504,7 +504,7 @@ class Run:
         if len(index):
             some: Any = take(point, index)
             with torch.no_grad():
-                answer = self._output(some, self._steep().view.scores(some, self._noise(index)), index)
+                answer = self._output(some, self._steep().quick.scores(some, self._noise(index)), index)
             self.ledger.forwards[self.rows[index]] += 1
             reached = reached.clone()
             reached[index] = self.goal.take(index).achieved(answer, self.y[index], CLAIM_SLACK)

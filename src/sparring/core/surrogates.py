@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -75,6 +76,12 @@ class Ensemble(Victim):
         if self.over != "losses":
             return loss(scores), scores
         return torch.stack([loss(logits) for logits in each]).mean(0), scores
+
+    def arranged(self) -> Ensemble:
+        """The same, of members over rearranged layers."""
+        view = copy.copy(self)
+        view.members = tuple(m.arranged() for m in self.members)
+        return view
 
     def _each(self, x: Tensor, noise: KeyedRandom | None) -> list[Tensor]:
         return [m.scores(x.to(m.device), noise).to(x.device) for m in self.members]
