@@ -12,6 +12,7 @@ from benchmarks.harness import commit, hardware
 # section: module:function, in the order of the page
 SECTIONS = {
     "pgd-floor": "benchmarks.pgd:floor",
+    "below-floor": "benchmarks.below_floor:below",
     "pgd-peers": "benchmarks.pgd:peers",
     "balls": "benchmarks.strength:balls",
     "floors": "benchmarks.floors:floors",

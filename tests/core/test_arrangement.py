@@ -166,6 +166,17 @@ class Recomputed(Body):
         return self.end(self.other(self.two(x)))
 
 
+class Noisy(Body):
+    """Noise in the weights, behind autograd's back, and taken away again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.one.weight.data.clone()
+        self.one.weight.data += torch.randn(kept.shape, generator=torch.Generator().manual_seed(len(x)))
+        x = functional.relu(self.norm(self.one(x)))
+        self.one.weight.data.copy_(kept)
+        return self.end(self.two(x))
+
+
 class Sound(nn.Module):
     """One dimension."""
 
@@ -251,6 +262,16 @@ def test_scores_and_gradients_are_those_of_the_network_as_it_is(kind: str) -> No
             torch.testing.assert_close(quick(x), net(x), rtol=1e-4, atol=1e-6)
     assert len(plan_of(net).norms) == folds
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+def test_noise_in_the_weights_is_not_folded_away() -> None:
+    net = net_of(Noisy)
+    quick = arranged(net)
+    assert quick is not None
+    for n in (5, 7):
+        for mine, its in zip(slope(quick, inputs(net, n)), slope(net, inputs(net, n)), strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+    assert not plan_of(net).folds
 
 
 @pytest.mark.parametrize("kind", ["residual", "before", "sequence"])

@@ -91,6 +91,7 @@ class Plan:
     Attributes:
         pays: whether anything is; None before `learn`.
         last: whether channels go last.
+        folds: whether batch-norms go into convolutions or become a multiplication and an addition.
         layers, work: how many convolutions are called, and their multiplications for one input.
         norms: the batch-norm that alone reads what the convolution with certain weights gives, and the weights, by their id.
     """
@@ -98,13 +99,13 @@ class Plan:
     def __init__(self, net: nn.Module) -> None:
         layers = list(net.modules())
         convolutions = sum(isinstance(m, _CONVOLVE) for m in layers)
-        folds = convolutions > 0 and any(isinstance(m, _BATCH_NORMS) for m in layers)
+        self.folds = convolutions > 0 and any(isinstance(m, _BATCH_NORMS) for m in layers)
         self._kind = _kind(net)
         on_cpu = all(device == "cpu" for _, device, _ in self._kind)
         # for the layout alone it does not pay in shallow networks, nor beside the quick way back of `core.convolutions`
         deep = convolutions >= DEEP and not has_strided_convolutions(net)
-        self.last = on_cpu and any(isinstance(m, nn.Conv2d) for m in layers) and (folds or deep)
-        self.pays: bool | None = None if folds or self.last else False
+        self.last = on_cpu and any(isinstance(m, nn.Conv2d) for m in layers) and (self.folds or deep)
+        self.pays: bool | None = None if self.folds or self.last else False
         self.layers = self.work = 0
         self.norms: dict[int, tuple[Tensor, _Norm]] = {}
 
@@ -114,7 +115,7 @@ class Plan:
 
     def learn(self, net: nn.Module, x: Tensor) -> None:
         """See one forward of two of the inputs x."""
-        seen = _Seen()
+        seen = _Seen(net)
         try:
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False), seen:
                 net(x[:2].clone())
@@ -123,7 +124,8 @@ class Plan:
             return
         self.layers, self.work, self.norms = seen.layers, seen.work // len(x[:2]), seen.found()
         self.last = self.last and not seen.layout
-        self.pays = bool(self.norms) or self.last or seen.alone
+        self.folds = not seen.noisy and (bool(self.norms) or seen.alone)
+        self.pays = self.folds or self.last
 
 
 def _kind(net: nn.Module) -> list[tuple[int, str, torch.dtype]]:
@@ -193,12 +195,14 @@ class _Seen(TorchFunctionMode):
     Attributes:
         layout: whether the network looks at how numbers lie in memory.
         alone: whether some batch-norm stands behind no convolution that it could be folded into.
+        noisy: whether weights are not what they were before it: noise is added to them, behind autograd's back for all we know.
         layers, work: calls of convolutions, and their multiplications.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.layout = self.alone = False
+        self.layout = self.alone = self.noisy = False
+        self._sums = {id(t): t.detach().sum() for t in itertools.chain(net.parameters(), net.buffers())}
         self.layers = self.work = 0
         self._outputs: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # with the weights they were made by
         self._uses: dict[int, int] = {}  # of weights, by their id
@@ -218,6 +222,8 @@ class _Seen(TorchFunctionMode):
     ) -> Any:
         self._look_back()
         self.layout = self.layout or func in _LAYOUT
+        if func is functional.batch_norm or func in _CONVOLUTIONS:
+            self.noisy = self.noisy or any(self._changed(t) for t in _tensors(args, kwargs))
         if func is functional.batch_norm:
             self._norm(*_called(*args, **(kwargs or {})))
         elif self._outputs and func not in _HARMLESS:
@@ -242,6 +248,10 @@ class _Seen(TorchFunctionMode):
             return
         self._folds.setdefault(id(weight), []).append((weight, norm))
         self._normed = (made, weight)
+
+    def _changed(self, t: Tensor) -> bool:
+        before = self._sums.get(id(t))
+        return before is not None and not torch.equal(before, t.detach().sum())
 
     def _look_back(self) -> None:
         """What a batch-norm has read must be gone by now: who still holds it could read it, too, and find it folded."""
@@ -301,7 +311,7 @@ class _Calls(TorchFunctionMode):
             x = x.contiguous(memory_format=torch.channels_last)
         folded = self._fold(weight, bias)
         # who packs what the graph saves may compute it anew on the way back, where nothing is rearranged
-        if folded is None or _packing(True) is not None:
+        if folded is None or not self._plan.folds or _packing(True) is not None:
             return func(x, weight, bias, *rest, **more)
         out = func(x, folded.weight, folded.bias, *rest, **more)
         self._pending[id(out)] = _Pending(weakref.ref(out), folded, lambda: func(x, weight, bias, *rest, **more))
@@ -329,7 +339,8 @@ class _Calls(TorchFunctionMode):
             if pending.plain is None and norm == pending.folded.norm:
                 return x
             x = self._plain(pending)
-        if norm is None or x.dtype not in _EXACT or norm.mean.dtype != x.dtype or _packing(True) is not None:
+        serves = self._plan.folds and x.dtype in _EXACT and _packing(True) is None
+        if norm is None or not serves or norm.mean.dtype != x.dtype:
             return functional.batch_norm(x, *args[1:], **kwargs)
         known, scale, shift = self._lines.get(id(norm.mean), (None, x, x))
         if known != norm:

@@ -320,10 +320,10 @@ class Victim(BaseVictim):
     def arranged(self) -> Victim:
         """The same view, its network over rearranged layers (`sparring.core.arrangement`) where that pays, or itself.
 
-        For the time of one attack. Random victims are asked as they are: noise may sit in their weights.
+        For the time of one attack.
         """
         kind = type(self)
-        if not self.quick or kind.head is not Victim.head or kind.query is not Victim.query or self.traits.stochastic:
+        if not self.quick or kind.head is not Victim.head or kind.query is not Victim.query:
             return self
         if (net := arranged(self.net)) is None:
             return self
