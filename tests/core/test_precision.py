@@ -71,9 +71,18 @@ def test_balls_finer_than_its_rounding_are_searched_exactly(
     if space.eps is None:
         return
     asked = []
-    monkeypatch.setattr("sparring.core.differentiation.scout", lambda view, x, name, n: asked.append(name))
+    monkeypatch.setattr("sparring.core.differentiation.scout", lambda view, x, name, n, **_: asked.append(name))
     sp.PGD(steps=1)(sp.Victim(convolutions()), x, None, space)
     assert asked == ["float32" if fine else "auto"]
+
+
+def test_small_networks_that_go_by_hand_are_not_cast(fast_hardware: None) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 3))
+    victim, x = sp.Victim(net), torch.rand(1, 3, 16, 16)
+    assert victim.straight() is not None
+    assert scout(victim, x, "auto", 10_000, by_hand=True) is None
+    assert scout(victim, x, "auto", 10_000) is not None
+    assert scout(victim, x, "bfloat16", 10_000, by_hand=True) is not None
 
 
 def test_it_is_not_chosen_without_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

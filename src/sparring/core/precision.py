@@ -22,6 +22,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 # Multiplications in one forward of all samples below which casting costs what the faster arithmetic saves: measured, a small
 # network for MNIST breaks even at about 15 samples, a ResNet-20 at one.
 WORTH_CASTING = 10_000_000
+# Multiplications for one input below which a small strided network goes faster by hand in float32 (`core.straight`) than by
+# autograd in bfloat16: measured, one of 450,000 does, one of 720,000 does not.
+WORTH_GRAPH = 600_000
 # Numbers of rows between one power of two and the next that a last layer meets.
 SIZES = 8
 
@@ -79,7 +82,7 @@ class _FewRows(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def scout(view: Victim, x: Tensor, precision: str, samples: int) -> Scout | None:
+def scout(view: Victim, x: Tensor, precision: str, samples: int, *, by_hand: bool = False) -> Scout | None:
     """The view that explores on behalf of `view`, or None where float32 does so itself.
 
     Args:
@@ -89,6 +92,7 @@ def scout(view: Victim, x: Tensor, precision: str, samples: int) -> Scout | None
             hardware with bfloat16 arithmetic. The choice depends on the network, the machine and the number of samples in the
             call, never on the batch size or a clock, so that a run repeats. "float32" and "bfloat16" insist.
         samples: how many the whole call attacks, in however many batches.
+        by_hand: whether float32 would go through the network by hand.
 
     Raises:
         InputError: another precision.
@@ -96,6 +100,8 @@ def scout(view: Victim, x: Tensor, precision: str, samples: int) -> Scout | None
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; one of {', '.join(PRECISIONS)} is needed")
     if precision == "float32" or (precision == "auto" and not _pays(view, x, samples)):
+        return None
+    if precision == "auto" and by_hand and _multiplications(view, x) < WORTH_GRAPH:
         return None
     return Scout(view)
 
