@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.balls import Ball, per_sample
+from sparring.core.thresholds import least_of_largest
 
 
 @dataclass
@@ -181,8 +182,7 @@ class SparseSteps:
         """The next iterate: a step along the signs of each sample's largest elements, projected."""
         size = grad.flatten(1).abs()
         count = (self.share * size.shape[1]).long().clamp(1, size.shape[1])
-        least = size.topk(int(count.max()), dim=1).values.gather(1, count[:, None] - 1)
-        signs = torch.ge(size, least, out=torch.empty_like(size)).mul_(grad.flatten(1).sign())
+        signs = torch.ge(size, least_of_largest(size, count), out=torch.empty_like(size)).mul_(grad.flatten(1).sign())
         signs = signs * (self.step[:, None] / signs.abs().sum(1, keepdim=True).clamp(min=1.0))
         return ball.project(x, z + signs.reshape(z.shape))
 

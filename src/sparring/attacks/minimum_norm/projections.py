@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparring.core.thresholds import caps
+from sparring.core.thresholds import caps, least_of_largest
 
 
 def l0_keep(delta: Tensor, inside: Tensor, eps: Tensor, pixels: bool) -> Tensor:
@@ -21,7 +21,7 @@ def l0_keep(delta: Tensor, inside: Tensor, eps: Tensor, pixels: bool) -> Tensor:
     gain = delta.square() - (delta - inside).square()
     gain = (gain.sum(1, keepdim=True) if pixels else gain).flatten(1)
     count = eps.long().clamp(min=0, max=gain.shape[1])
-    least = gain.topk(max(1, int(count.max())), dim=1).values.gather(1, (count - 1).clamp(min=0)[:, None])
+    least = least_of_largest(gain, count.clamp(min=1))
     keep = (gain >= torch.where(count > 0, least.squeeze(1), torch.inf)[:, None]).to(delta.dtype)
     shape = (delta.shape[0], 1, *delta.shape[2:]) if pixels else delta.shape
     return inside * keep.reshape(shape)
