@@ -71,9 +71,8 @@ def soft_threshold(
         # how many are neither gone nor capped
         falling = (kept.sign_() if cap is None else (cap - kept).sign_().mul_(kept.sign_())).sum(1)
         newton = t + excess / falling
-        done = done | (
-            newton == t
-        )  # nearer than floats tell apart, and a bracket that is wide still would be halved for nothing
+        # nearer than floats tell apart: a bracket that is wide still would be halved for nothing
+        done = done | (newton == t)
         # on a flat piece the quotient is no number or infinite, and not inside
         further = torch.where((newton > low) & (newton < high), newton, (low + high) / 2).clamp_(min=0.0)
         # a sum too small for t to tell apart is met as nearly as it can be
