@@ -24,8 +24,8 @@ from sparring.core.straight import overheard
 from sparring.core.untouched import version
 
 # Multiplications of a pass per convolution below which answering the calls takes longer than what it saves: measured on a
-# ResNet-20, a wide ResNet, a narrow MobileNet, a DenseNet and plain networks, which break even at 1.5 to 6 million.
-WORTH_IT = 3_000_000
+# ResNet-20, a wide ResNet, a narrow MobileNet, a DenseNet and plain networks, which break even at 1 to 6 million; queries, before.
+WORTH_IT = 1_000_000
 # Convolutions that a network without batch-norms has at least where the layout alone pays: six do, two do not.
 DEEP = 4
 

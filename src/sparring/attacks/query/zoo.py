@@ -142,16 +142,25 @@ class ZOO(Attack):
             length = self._spread(run, leaf).square().sum()
         return torch.autograd.grad(length, leaf)[0]
 
+    def _beside(self, run: Run, s: Descent, where: Tensor, h: Tensor) -> Tensor:
+        """The points a step h, (m, j), up and then down along each of the coordinates `where`, (m, j): (m, 2 j, ...)."""
+        both, way = torch.cat([where, where], dim=1), torch.cat([h, -h], dim=1)
+        if self.side is not None:
+            z = s.z[:, None].repeat(1, both.shape[1], 1)
+            return self._render(run, z.scatter_add_(2, both[:, :, None], way[:, :, None]))
+        points = s.x.flatten(1)[:, None].repeat(1, both.shape[1], 1)  # one coordinate of each is another
+        lo, hi = (bound.flatten()[both] for bound in span(run))
+        there = (s.x.flatten(1).gather(1, both) + way).maximum(lo).minimum(hi)
+        return points.scatter_(2, both[:, :, None], there[:, :, None]).reshape(*both.shape, *run.x.shape[1:])
+
     def _probe(self, run: Run, s: Descent, where: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the goal is met at the point, bool (m,), and the margin's slopes along the coordinates, (m, j)."""
         loss = get_loss("margin")
         here = ask_several(run, s.x[:, None], loss).value.squeeze(1)
         slopes = []
         for lo, hi in chunks(run, where.shape[1]):
-            part = where[:, lo:hi, None]
-            z = s.z[:, None].expand(-1, part.shape[1], -1)
-            step = torch.zeros_like(z).scatter_(2, part, h[part])
-            value = ask_several(run, self._render(run, torch.cat([z + step, z - step], dim=1)), loss).value
+            part = where[:, lo:hi]
+            value = ask_several(run, self._beside(run, s, part, h[part]), loss).value
             value = (-value).clamp(min=0.0).nan_to_num(nan=0.0)
             slopes.append((value[:, : part.shape[1]] - value[:, part.shape[1] :]) / (2 * h[where[:, lo:hi]]))
         return here > 0, torch.cat(slopes, dim=1)
