@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 import sparring as sp
 import tiny
 from attacks.manifest import MANIFEST, PENDING, PROMISED
-from sparring.core import convolutions, nearby
+from sparring.core import arrangement, convolutions, nearby
 from sparring.core.balls import NORMS, Ball, per_sample
 from sparring.core.errors import InputError
 from sparring.core.registry import Card, attack_cards, attack_class
@@ -360,50 +361,48 @@ def test_a_network_that_writes_into_its_input_falls_like_one_that_does_not(case:
     torch.testing.assert_close(writing.adversarial, plain.adversarial, atol=1e-4, rtol=1e-4)
 
 
-class Whole(nn.Module):
-    """A network whose layers nobody can read: it is asked as a whole."""
+def _strided() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 4, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 2, 2, 1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, tiny.CLASSES)),
+    )
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
 
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.net(x)
-        return scores
+def _normed() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6)),
+        *(nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, tiny.CLASSES)),
+    )
 
 
 @functools.cache
-def layered() -> nn.Sequential:
-    """A small network of strided convolutions, which has ways of its own through `sparring.core`; trained for a moment."""
+def layered(build: Callable[[], nn.Sequential]) -> nn.Module:
+    """A small network of layers for which `sparring.core` has ways of its own."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
-        net = nn.Sequential(
-            *(nn.Conv2d(1, 6, 4, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 2, 2, 1), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, tiny.CLASSES)),
-        )
-    x, y = tiny.pictures(400, seed=1)
-    optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(60):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimiser.step()
-    return net.eval().requires_grad_(False)
+        net = build()
+    return tiny.taught(net).eval().requires_grad_(False)
 
 
+@pytest.mark.parametrize("build", [_strided, _normed])
 @every_attack
-def test_the_quick_ways_through_a_layered_network_change_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memories of windows and gradients by hand, picture after picture, against the whole network at once."""
+def test_the_quick_ways_through_a_layered_network_change_nothing(
+    case: Case, build: Callable[[], nn.Sequential], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memories of windows, gradients by hand and layers rearranged, picture after picture, against all at once, as they are."""
     monkeypatch.setattr(nearby, "WORTH_IT", 0)
     monkeypatch.setattr(nearby, "SMALL", 1.0)
     monkeypatch.setattr(convolutions, "WORTH_IT", 0)
+    monkeypatch.setattr(arrangement, "WORTH_IT", 0)
     x, _ = tiny.correct(3)
-    y = layered()(x).argmax(1)
+    net = layered(build)
+    y = net(x).argmax(1)
     threat = case.threat(case.ball(within(case)), y, queries=60)
-    whole = case.attack(quick=True)(sp.Victim(Whole(layered()).eval(), name="n"), x, y, threat)
-    quick = case.attack(quick=True)(sp.Victim(layered(), name="n"), x, y, threat, batch_size=1)
-    assert torch.equal(whole.outcome, quick.outcome)
-    assert torch.equal(whole.queries, quick.queries)
-    torch.testing.assert_close(quick.adversarial, whole.adversarial, atol=1e-3, rtol=1e-3)
+    plain = case.attack(quick=True)(sp.Victim(net, name="n", quick=False), x, y, threat)
+    quick = case.attack(quick=True)(sp.Victim(net, name="n"), x, y, threat, batch_size=1)
+    assert torch.equal(plain.outcome, quick.outcome)
+    assert torch.equal(plain.queries, quick.queries)
+    torch.testing.assert_close(quick.adversarial, plain.adversarial, atol=1e-3, rtol=1e-3)
 
 
 class Rules(nn.Module):

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests import tiny
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import sparring as sp
+import tiny
 from sparring.attacks.labels.hopskipjump import HopSkipJump
 from sparring.attacks.query.square import Square
 from sparring.core import arrangement
@@ -380,6 +380,16 @@ def test_a_network_that_fails_on_two_inputs_is_called_as_it_is() -> None:
     assert quick is not None
     torch.testing.assert_close(quick(x), net(x), rtol=0, atol=0)
     assert arranged(net) is None
+
+
+def test_an_empty_batch_teaches_nothing() -> None:
+    net = net_of(Residual)
+    quick, x = arranged(net), inputs(net)
+    assert quick is not None
+    assert quick(x[:0]).shape == (0, 3)
+    assert plan_of(net).pays is None
+    quick(x)
+    assert len(plan_of(net).norms) == 2
 
 
 def test_small_passes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ DEEP = 4
 
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 _CONVOLVE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _EXACT = (torch.float32, torch.float64)
 _ALIKE = ({torch.float32}, {torch.float64})
 # The hooks that pack what a graph saves, or None.
@@ -58,7 +58,7 @@ class Arranged(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """What the network answers."""
-        if self._plan.pays is None:
+        if self._plan.pays is None and len(x):
             self._plan.learn(self.net, x)
         if not self._plan.pays or len(x) * self._plan.work < WORTH_IT * self._plan.layers:
             return self.net(x)
