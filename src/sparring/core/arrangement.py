@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 
 from sparring.core.convolutions import has_strided_convolutions, runs_in_python
 from sparring.core.straight import overheard
-from sparring.core.untouched import version
 
 # Multiplications of a pass per convolution below which answering the calls takes longer than what it saves: measured on a
 # ResNet-20, a wide ResNet, a narrow MobileNet, a DenseNet and plain networks, which break even at 1 to 6 million; queries, before.
@@ -276,7 +275,7 @@ class _Calls(TorchFunctionMode):
 
     def __enter__(self) -> _Calls:
         """Begin a pass, with the weights that the network has now."""
-        if self._versions != [version(t) for t in self._sources]:
+        if self._versions != [t._version for t in self._sources]:
             self._folded.clear()
             self._lines.clear()
             self._sources, self._versions = [], []
@@ -329,8 +328,9 @@ class _Calls(TorchFunctionMode):
         return folded
 
     def _remember(self, *sources: Tensor) -> None:
-        self._sources += sources
-        self._versions += [version(t) for t in sources]
+        tracked = [t for t in sources if not t.is_inference()]
+        self._sources += tracked
+        self._versions += [t._version for t in tracked]
 
     def _norm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x, norm = _called(*args, **kwargs)

@@ -29,12 +29,12 @@ def untouched(part: Callable[..., Any], x: Tensor, **how: Any) -> Any:
     if writes is not None:
         return part(x.clone() if writes else x, **how)
     mine = x.clone()
-    before = version(mine)
+    before = _version(mine)
     out = part(mine, **how)
-    _WRITES[part] = version(mine) != before or not torch.equal(mine.detach(), x.detach())
+    _WRITES[part] = _version(mine) != before or not torch.equal(mine.detach(), x.detach())
     return out
 
 
-def version(x: Tensor) -> int:
+def _version(x: Tensor) -> int:
     """How often autograd has seen x written into; it counts nothing in inference mode."""
     return 0 if x.is_inference() else x._version
