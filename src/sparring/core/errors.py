@@ -1,21 +1,23 @@
 """The exception tree: every error that a user can meet says what came, what was needed and what to do.
 
-SparringError
-├── InputError (ValueError)            inputs, labels, eps or targets that cannot be right
-├── ThreatError (ValueError)           a threat model that contradicts itself, the attack or the space
-├── VictimError (RuntimeError)         the model under test misbehaves: wrong shape, NaN, an exception inside it
-│   ├── CapabilityError                an attack needs what this victim does not offer
-│   └── BudgetError                    a remote victim's cap in queries or in money; what is paid is kept
-├── LoadError (ValueError)             a model, picture or data set that cannot be loaded
-│   ├── FetchError                     a URL that cannot or must not be fetched
-│   ├── PictureError                   a file that is no picture, is damaged or is too large
-│   └── UnsafeFileError                a file that would execute code when it is read
-├── UnknownNameError (KeyError)        a label, attack, model or option name that does not exist; names the close ones
-└── MissingDependencyError (ImportError)  an optional package that is absent or broken; names the install command
+::
 
-SparringWarning (UserWarning)
-└── VictimWarning                      a trait of the victim that usually makes a result wrong
-    └── VanishedGradientWarning        a search by gradients that had none to follow
+    SparringError
+    ├── InputError (ValueError)            inputs, labels, eps or targets that cannot be right
+    ├── ThreatError (ValueError)           a threat model that contradicts itself, the attack or the space
+    ├── VictimError (RuntimeError)         the model under test misbehaves: wrong shape, NaN, an exception inside it
+    │   ├── CapabilityError                an attack needs what this victim does not offer
+    │   └── BudgetError                    a remote victim's cap in queries or in money; what is paid is kept
+    ├── LoadError (ValueError)             a model, picture or data set that cannot be loaded
+    │   ├── FetchError                     a URL that cannot or must not be fetched
+    │   ├── PictureError                   a file that is no picture, is damaged or is too large
+    │   └── UnsafeFileError                a file that would execute code when it is read
+    ├── UnknownNameError (KeyError)        a label, attack, model or option name that does not exist; names the close ones
+    └── MissingDependencyError (ImportError)  an optional package that is absent or broken; names the install command
+
+    SparringWarning (UserWarning)
+    └── VictimWarning                      a trait of the victim that usually makes a result wrong
+        └── VanishedGradientWarning        a search by gradients that had none to follow
 """
 
 from __future__ import annotations
