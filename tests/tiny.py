@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,14 @@ def linear(weight: Any, bias: Any = None, *, bounds: Any = (0.0, 1.0), **how: An
 def threshold(level: float = 0.5, **how: Any) -> sp.Victim:
     """Two classes on one number in [0, 1]: class 1 above `level`."""
     return linear([[-10.0], [10.0]], [10 * level, -10 * level], **how)
+
+
+def gradient(net: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores, and the gradient of a sum that weighs each differently."""
+    leaf = x.detach().requires_grad_(True)
+    scores = net(leaf)
+    (found,) = torch.autograd.grad((scores * torch.linspace(-1, 1, scores.numel()).reshape(scores.shape)).sum(), leaf)
+    return scores.detach(), found
 
 
 class Spy(nn.Module):

@@ -238,13 +238,6 @@ def inputs(net: nn.Module, n: int = 5) -> Tensor:
     return torch.rand(n, 3, 6, 5, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
-def slope(net: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = x.clone().requires_grad_()
-    scores = net(leaf)
-    (grad,) = torch.autograd.grad((scores.tanh() * torch.tensor([1.0, -2.0, 0.5])).sum(), leaf)
-    return scores.detach(), grad
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_and_gradients_are_those_of_the_network_as_it_is(kind: str) -> None:
     build, folds = KINDS[kind]
@@ -254,7 +247,7 @@ def test_scores_and_gradients_are_those_of_the_network_as_it_is(kind: str) -> No
     assert quick is not None
     before = {name: t.clone() for name, t in net.state_dict().items()}
     for _ in range(2):  # the first pass learns nothing that the second forgets
-        for mine, its in zip(slope(quick, x), slope(net, x), strict=True):
+        for mine, its in zip(tiny.gradient(quick, x), tiny.gradient(net, x), strict=True):
             assert mine.dtype == its.dtype
             assert mine.shape == its.shape
             torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
@@ -269,7 +262,7 @@ def test_noise_in_the_weights_is_not_folded_away() -> None:
     quick = arranged(net)
     assert quick is not None
     for n in (5, 7):
-        for mine, its in zip(slope(quick, inputs(net, n)), slope(net, inputs(net, n)), strict=True):
+        for mine, its in zip(tiny.gradient(quick, inputs(net, n)), tiny.gradient(net, inputs(net, n)), strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
     assert not plan_of(net).folds
 
@@ -314,7 +307,7 @@ def test_a_way_that_only_some_passes_take_meets_plain_layers() -> None:
         assert len(plan_of(net).norms) == 1, mood
         net.mood = mood
         for _ in range(2):
-            for mine, its in zip(slope(quick, x), slope(net, x), strict=True):
+            for mine, its in zip(tiny.gradient(quick, x), tiny.gradient(net, x), strict=True):
                 torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
         net.mood = "calm"
         torch.testing.assert_close(quick(x), net(x), rtol=1e-4, atol=1e-6)

@@ -85,6 +85,13 @@ def test_small_networks_that_go_by_hand_are_not_cast(fast_hardware: None) -> Non
     assert scout(victim, x, "bfloat16", 10_000, by_hand=True) is not None
 
 
+def test_what_is_known_of_a_network_outlives_the_attack(fast_hardware: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "WORTH_CASTING", 1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 196, 3)).eval()
+    sp.PGD(steps=1)(sp.Victim(net), torch.rand(2, 3, 16, 16), None, sp.Linf(0.1))
+    assert net in precision._work
+
+
 def test_it_is_not_chosen_without_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_has_bfloat16", lambda device: False)
     assert scout(sp.Victim(convolutions()), torch.rand(1, 3, 16, 16), "auto", 99) is None

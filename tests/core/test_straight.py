@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
+import tiny
 from sparring.core import straight
 from sparring.core.straight import straightened
 
@@ -60,14 +61,6 @@ SERVED: dict[str, tuple[tuple[int, int, int], Callable[[], nn.Sequential]]] = {
 }
 
 
-def gradient(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores, and the gradient of a sum that weighs each differently."""
-    leaf = x.detach().requires_grad_(True)
-    scores = net(leaf)
-    (found,) = torch.autograd.grad((scores * torch.linspace(-1, 1, scores.numel()).reshape(scores.shape)).sum(), leaf)
-    return scores.detach(), found
-
-
 @pytest.mark.parametrize("name", SERVED)
 def test_scores_and_gradients_are_those_of_autograd(name: str) -> None:
     shape, build = SERVED[name]
@@ -77,7 +70,7 @@ def test_scores_and_gradients_are_those_of_autograd(name: str) -> None:
     x = torch.rand(5, *shape, dtype=next(net.parameters()).dtype)
     before = x.clone()
     for layout in (torch.contiguous_format, torch.channels_last):
-        (true, slope), (found, other) = (gradient(n, x.contiguous(memory_format=layout)) for n in (net, made))
+        (true, slope), (found, other) = (tiny.gradient(n, x.contiguous(memory_format=layout)) for n in (net, made))
         assert torch.allclose(found, true, atol=1e-5)
         assert torch.allclose(other, slope, atol=1e-5)
         with torch.no_grad():
@@ -216,6 +209,6 @@ def test_low_precision_around_an_attack_is_the_callers_affair() -> None:
     assert made is not None
     x = torch.rand(2, 1, 12, 12)
     with torch.autocast("cpu", torch.bfloat16):
-        (true, slope), (found, other) = gradient(net, x), gradient(made, x)
+        (true, slope), (found, other) = tiny.gradient(net, x), tiny.gradient(made, x)
     assert found.dtype == true.dtype
     assert torch.equal(other, slope)

@@ -45,7 +45,8 @@ class Differentiator:
         """Let `objective` compute in bfloat16 where that pays for so many samples like x, (n, ...); see `core.precision`."""
         if precision == "auto" and too_fine(space, x):
             precision = "float32"
-        self._scout = scout(self.quick, x, precision, samples, by_hand=self._straight is not None)
+        by_hand = self._straight is not None
+        self._scout = scout(self.view, x, precision, samples, quick=self.quick, by_hand=by_hand)
 
     def soften(self, slope: float) -> None:
         """Let the gradients of `objective` pass through ReLUs that are off, by this slope; see `core.slopes`."""

@@ -313,9 +313,7 @@ class Victim(BaseVictim):
         """
         if not self.quick or type(self).head is not Victim.head or (net := straightened(self.net)) is None:
             return None
-        view = copy.copy(self)
-        view.net = net
-        return view
+        return self._over(net)
 
     def arranged(self) -> Victim:
         """The same view, its network over rearranged layers (`sparring.core.arrangement`) where that pays, or itself.
@@ -327,6 +325,9 @@ class Victim(BaseVictim):
             return self
         if (net := arranged(self.net)) is None:
             return self
+        return self._over(net)
+
+    def _over(self, net: nn.Module) -> Victim:
         view = copy.copy(self)
         view.net = net
         return view

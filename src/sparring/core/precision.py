@@ -82,7 +82,9 @@ class _FewRows(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def scout(view: Victim, x: Tensor, precision: str, samples: int, *, by_hand: bool = False) -> Scout | None:
+def scout(
+    view: Victim, x: Tensor, precision: str, samples: int, *, quick: Victim | None = None, by_hand: bool = False
+) -> Scout | None:
     """The view that explores on behalf of `view`, or None where float32 does so itself.
 
     Args:
@@ -92,6 +94,7 @@ def scout(view: Victim, x: Tensor, precision: str, samples: int, *, by_hand: boo
             hardware with bfloat16 arithmetic. The choice depends on the network, the machine and the number of samples in the
             call, never on the batch size or a clock, so that a run repeats. "float32" and "bfloat16" insist.
         samples: how many the whole call attacks, in however many batches.
+        quick: the view that the explorer asks, where it is another: what is known of a network is kept by `view`'s.
         by_hand: whether float32 would go through the network by hand.
 
     Raises:
@@ -103,7 +106,7 @@ def scout(view: Victim, x: Tensor, precision: str, samples: int, *, by_hand: boo
         return None
     if precision == "auto" and by_hand and _multiplications(view, x) < WORTH_GRAPH:
         return None
-    return Scout(view)
+    return Scout(quick or view)
 
 
 def too_fine(space: object, x: object) -> bool:

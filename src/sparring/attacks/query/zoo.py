@@ -160,9 +160,10 @@ class ZOO(Attack):
         slopes = []
         for lo, hi in chunks(run, where.shape[1]):
             part = where[:, lo:hi]
-            value = ask_several(run, self._beside(run, s, part, h[part]), loss).value
+            step = h[part]
+            value = ask_several(run, self._beside(run, s, part, step), loss).value
             value = (-value).clamp(min=0.0).nan_to_num(nan=0.0)
-            slopes.append((value[:, : part.shape[1]] - value[:, part.shape[1] :]) / (2 * h[where[:, lo:hi]]))
+            slopes.append((value[:, : part.shape[1]] - value[:, part.shape[1] :]) / (2 * step))
         return here > 0, torch.cat(slopes, dim=1)
 
 
