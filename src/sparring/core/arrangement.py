@@ -8,10 +8,9 @@ answered otherwise. Up to float rounding the scores, and the gradients at the in
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from sparring.core.calls import CONVOLUTIONS, HARMLESS, LAYOUT, Calls, Norm, norm_called, tensors
 from sparring.core.convolutions import has_strided_convolutions, runs_in_python
 from sparring.core.straight import overheard
 
@@ -28,23 +28,9 @@ WORTH_IT = 1_000_000
 # Convolutions that a network without batch-norms has at least where the layout alone pays: six do, two do not.
 DEEP = 4
 
-_CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 _CONVOLVE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_EXACT = (torch.float32, torch.float64)
 _ALIKE = ({torch.float32}, {torch.float64})
-# The hooks that pack what a graph saves, or None.
-_packing: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
-# What tells of a tensor nothing that folding changes.
-_HARMLESS = frozenset(
-    {Tensor.size, Tensor.dim, Tensor.numel, Tensor.__len__}
-    | {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "requires_grad")}
-)
-# What sees how the numbers lie in memory.
-_LAYOUT = frozenset(
-    {torch.as_strided, Tensor.as_strided, Tensor.as_strided_, Tensor.data_ptr, Tensor.stride, Tensor.is_contiguous}
-    | {Tensor.storage, Tensor.untyped_storage, Tensor.storage_offset}
-)
 
 
 class Arranged(nn.Module):
@@ -53,7 +39,7 @@ class Arranged(nn.Module):
     def __init__(self, net: nn.Module, plan: Plan) -> None:
         super().__init__()
         self.net = net
-        self._plan, self._calls = plan, _Calls(plan)
+        self._plan, self._calls = plan, Calls(plan)
 
     def forward(self, x: Tensor) -> Any:
         """What the network answers."""
@@ -91,6 +77,7 @@ class Plan:
         pays: whether anything is; None before `learn`.
         last: whether channels go last.
         folds: whether batch-norms go into convolutions or become a multiplication and an addition.
+        overwrites: whether activations may write over what they read; a network that reads it again ends that.
         layers, work: how many convolutions are called, and their multiplications for one input.
         norms: the batch-norm that alone reads what the convolution with certain weights gives, and the weights, by their id.
     """
@@ -105,8 +92,9 @@ class Plan:
         deep = convolutions >= DEEP and not has_strided_convolutions(net)
         self.last = on_cpu and any(isinstance(m, nn.Conv2d) for m in layers) and (self.folds or deep)
         self.pays: bool | None = None if self.folds or self.last else False
+        self.overwrites = True
         self.layers = self.work = 0
-        self.norms: dict[int, tuple[Tensor, _Norm]] = {}
+        self.norms: dict[int, tuple[Tensor, Norm]] = {}
 
     def holds(self, net: nn.Module) -> bool:
         """Whether the network is of the same tensors still, on the same devices and of the same types."""
@@ -134,60 +122,6 @@ def _kind(net: nn.Module) -> list[tuple[int, str, torch.dtype]]:
 _PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
 
 
-class _Norm:
-    """A batch-norm in eval mode, as one call has it.
-
-    Attributes:
-        mean, var, weight, bias: of each channel, (c,); the last two or None.
-        eps: added to the variance.
-    """
-
-    def __init__(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
-        self.mean, self.var, self.weight, self.bias, self.eps = mean, var, weight, bias, eps
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that it is made of."""
-        return [t for t in (self.mean, self.var, self.weight, self.bias) if t is not None]
-
-    def __eq__(self, other: object) -> bool:
-        """Whether the other one is of the same tensors."""
-        return (
-            isinstance(other, _Norm)
-            and self.mean is other.mean
-            and self.var is other.var
-            and self.weight is other.weight
-            and self.bias is other.bias
-            and self.eps == other.eps
-        )
-
-    __hash__ = object.__hash__
-
-    def line(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift, (c,) each."""
-        scale = (self.var.detach() + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight.detach()
-        shift = -self.mean.detach() * scale
-        return scale, shift if self.bias is None else shift + self.bias.detach()
-
-
-def _called(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> tuple[Tensor, _Norm | None]:
-    """The input and the batch-norm of a call of `functional.batch_norm`; None where it takes the batch's own statistics."""
-    if training or running_mean is None or running_var is None:
-        return x, None
-    return x, _Norm(running_mean, running_var, weight, bias, eps)
-
-
 class _Seen(TorchFunctionMode):
     """Watches one forward.
 
@@ -205,10 +139,10 @@ class _Seen(TorchFunctionMode):
         self.layers = self.work = 0
         self._outputs: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # with the weights they were made by
         self._uses: dict[int, int] = {}  # of weights, by their id
-        self._folds: dict[int, list[tuple[Tensor, _Norm]]] = {}
+        self._folds: dict[int, list[tuple[Tensor, Norm]]] = {}
         self._normed: tuple[weakref.ref[Tensor], Tensor] | None = None  # what the last batch-norm read, and its weights
 
-    def found(self) -> dict[int, tuple[Tensor, _Norm]]:
+    def found(self) -> dict[int, tuple[Tensor, Norm]]:
         """The `norms` of a `Plan`."""
         self._look_back()
         one = {key: found[0] for key, found in self._folds.items() if len(found) == self._uses[key]}
@@ -220,16 +154,16 @@ class _Seen(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self._look_back()
-        self.layout = self.layout or func in _LAYOUT
-        if func is functional.batch_norm or func in _CONVOLUTIONS:
-            self.noisy = self.noisy or any(self._changed(t) for t in _tensors(args, kwargs))
+        self.layout = self.layout or func in LAYOUT
+        if func is functional.batch_norm or func in CONVOLUTIONS:
+            self.noisy = self.noisy or any(self._changed(t) for t in tensors(args, kwargs))
         if func is functional.batch_norm:
-            self._norm(*_called(*args, **(kwargs or {})))
-        elif self._outputs and func not in _HARMLESS:
-            for t in _tensors(args, kwargs):
+            self._norm(*norm_called(*args, **(kwargs or {})))
+        elif self._outputs and func not in HARMLESS:
+            for t in tensors(args, kwargs):
                 self._outputs.pop(id(t), None)
         out = func(*args, **(kwargs or {}))
-        if func not in _CONVOLUTIONS or len(args) < 2 or type(out) is not Tensor:
+        if func not in CONVOLUTIONS or len(args) < 2 or type(out) is not Tensor:
             return out
         self.layers += 1
         self.work += args[1][0].numel() * out.numel()
@@ -238,7 +172,7 @@ class _Seen(TorchFunctionMode):
             self._outputs[id(out)] = (weakref.ref(out), args[1])
         return out
 
-    def _norm(self, x: Tensor, norm: _Norm | None) -> None:
+    def _norm(self, x: Tensor, norm: Norm | None) -> None:
         made, weight = self._outputs.pop(id(x), (None, None))
         if norm is None:
             return
@@ -259,157 +193,3 @@ class _Seen(TorchFunctionMode):
             self._normed = None
             if made() is not None:
                 self._uses[id(weight)] += 1
-
-
-class _Calls(TorchFunctionMode):
-    """Answers a network's calls of convolutions and batch-norms."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__()
-        self._plan = plan
-        self._folded: dict[int, _Folded] = {}
-        self._lines: dict[int, tuple[_Norm, Tensor, Tensor]] = {}
-        self._sources: list[Tensor] = []  # of what is kept here
-        self._versions: list[int] = []
-        self._pending: dict[int, _Pending] = {}  # what folded layers gave, until the batch-norm comes
-
-    def __enter__(self) -> _Calls:
-        """Begin a pass, with the weights that the network has now."""
-        if self._versions != [t._version for t in self._sources]:
-            self._folded.clear()
-            self._lines.clear()
-            self._sources, self._versions = [], []
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *how: Any) -> None:
-        """Leave the pass."""
-        self._pending.clear()
-        super().__exit__(*how)  # type: ignore[no-untyped-call]
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is functional.batch_norm:
-            return self._norm(args, kwargs or {})
-        if self._pending and func not in _HARMLESS:
-            args, kwargs = self._unfolded(args), {key: self._unfolded(value) for key, value in (kwargs or {}).items()}
-        if func in _CONVOLUTIONS and len(args) > 1:
-            return self._convolve(func, *args, **(kwargs or {}))
-        if self._plan.last and args and isinstance(args[0], Tensor) and not args[0].is_contiguous():
-            if func is Tensor.view:
-                return _viewed(args, kwargs or {})
-            if func in _LAYOUT:  # in a part of the network that the first look did not see
-                args = (args[0].contiguous(), *args[1:])
-        return func(*args, **(kwargs or {}))
-
-    def _convolve(
-        self, func: Callable[..., Any], x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **more: Any
-    ) -> Any:
-        if self._plan.last and func is functional.conv2d and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        folded = self._fold(weight, bias)
-        # who packs what the graph saves may compute it anew on the way back, where nothing is rearranged
-        if folded is None or not self._plan.folds or _packing(True) is not None:
-            return func(x, weight, bias, *rest, **more)
-        out = func(x, folded.weight, folded.bias, *rest, **more)
-        self._pending[id(out)] = _Pending(weakref.ref(out), folded, lambda: func(x, weight, bias, *rest, **more))
-        return out
-
-    def _fold(self, weight: Tensor, bias: Tensor | None) -> _Folded | None:
-        folded = self._folded.get(id(weight))
-        if folded is not None and folded.bias_before is bias:
-            return folded
-        known = self._plan.norms.get(id(weight))
-        if known is None or known[0] is not weight:
-            return None
-        self._remember(weight, *(() if bias is None else (bias,)), *known[1].tensors)
-        folded = self._folded[id(weight)] = _Folded(weight, bias, known[1], last=self._plan.last)
-        return folded
-
-    def _remember(self, *sources: Tensor) -> None:
-        tracked = [t for t in sources if not t.is_inference()]
-        self._sources += tracked
-        self._versions += [t._version for t in tracked]
-
-    def _norm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x, norm = _called(*args, **kwargs)
-        pending = self._pending.pop(id(x), None)
-        if pending is not None and pending.out() is x:
-            if pending.plain is None and norm == pending.folded.norm:
-                return x
-            x = self._plain(pending)
-        serves = self._plan.folds and x.dtype in _EXACT and _packing(True) is None
-        if norm is None or not serves or norm.mean.dtype != x.dtype:
-            return functional.batch_norm(x, *args[1:], **kwargs)
-        known, scale, shift = self._lines.get(id(norm.mean), (None, x, x))
-        if known != norm:
-            self._remember(*norm.tensors)
-            shape = (1, -1, *([1] * (x.ndim - 2)))
-            scale, shift = (part.reshape(shape) for part in norm.line())
-            self._lines[id(norm.mean)] = (norm, scale, shift)
-        return torch.addcmul(shift, x, scale)
-
-    def _plain(self, pending: _Pending) -> Tensor:
-        """What the plain layer gives, which is called as it is from now on."""
-        self._plan.norms.pop(id(pending.folded.weight_before), None)
-        self._folded.pop(id(pending.folded.weight_before), None)
-        if pending.plain is None:
-            pending.plain = pending.again()
-        return pending.plain
-
-    def _unfolded(self, value: Any) -> Any:
-        """An argument, or arguments, with what folded layers gave replaced by what the plain ones give."""
-        if isinstance(value, Tensor):
-            pending = self._pending.get(id(value))
-            return value if pending is None or pending.out() is not value else self._plain(pending)
-        if type(value) in (tuple, list):
-            return type(value)(self._unfolded(part) for part in value)
-        return value
-
-
-class _Folded:
-    """A layer's weights with its batch-norm in them.
-
-    Attributes:
-        weight, bias: of the folded layer.
-        weight_before, bias_before: its own.
-        norm: the batch-norm.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, norm: _Norm, *, last: bool) -> None:
-        self.weight_before, self.bias_before, self.norm = weight, bias, norm
-        scale, shift = norm.line()
-        folded = weight.detach() * scale.reshape(-1, *([1] * (weight.ndim - 1)))
-        self.weight = folded.contiguous(memory_format=torch.channels_last) if last and folded.ndim == 4 else folded
-        self.bias = shift if bias is None else shift + bias.detach() * scale
-
-
-class _Pending:
-    """What a folded layer gave, before its batch-norm has come.
-
-    Attributes:
-        out: that.
-        folded: the layer.
-        again: what the plain layer gives, computed.
-        plain: the same, once somebody else has wanted it.
-    """
-
-    def __init__(self, out: weakref.ref[Tensor], folded: _Folded, again: Callable[[], Tensor]) -> None:
-        self.out, self.folded, self.again = out, folded, again
-        self.plain: Tensor | None = None
-
-
-def _viewed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """A view, or a copy where the layout allows none: a network may call `view` where only `reshape` serves every layout."""
-    with contextlib.suppress(RuntimeError):
-        return Tensor.view(*args, **kwargs)
-    return Tensor.view(args[0].contiguous(), *args[1:], **kwargs)
-
-
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[Tensor]:
-    for value in (*args, *(kwargs or {}).values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from (part for part in value if isinstance(part, Tensor))
