@@ -26,7 +26,7 @@ FLOORS = (
     ("mnist_adv", 100, 300, 0.3),
     ("cifar10_adv_2px", 100, 300, 2 / 255),
     ("cifar10_resnet20", 50, 24, 0.5 / 255),
-    ("imagenet_mobilenet_v1_025", 6, 40, 1 / 255),
+    ("imagenet_mobilenet_v1_025", 20, 60, 1 / 255),
 )
 SCORES = ("square", "simba", "bandits", "nes", "spsa", "genattack", "evolution", "sparse-rs", "one-pixel", "zoo")
 LABELS = ("hopskipjump", "boundary", "sign-opt", "surfree", "geoda", "rays")

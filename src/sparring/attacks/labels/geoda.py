@@ -125,6 +125,7 @@ class GeoDA(Attack):
         length = (self.probe * torch.linalg.vector_norm((s.x - run.x).flatten(1), dim=1)).clamp(min=1e-12)
         noise = s.noise.copy()
         s.noise.skip(draws)
+        moved = z.new_zeros(m, 2, z.shape[2])
         for begin in range(0, int(draws.max()), size):
             waved = waves.vectors(unit(noise.normal(s.plain, size))).flatten(2)
             points = clamp_(run, torch.addcmul(z, waved, length[:, None, None]).reshape(m * size, *s.x.shape[1:]))
@@ -134,11 +135,12 @@ class GeoDA(Attack):
             hit, granted = crosses(run, points if every else points[rows * size + which], rows)
             told = z.new_zeros(m, size).index_put_((rows, which), granted.to(z.dtype))
             phi = told.index_put((rows, which), torch.where(hit, 1.0, -1.0).to(z.dtype) * granted)
-            # sums first: their coordinates are the sums of the moves' coordinates, and the bounds may have cut a move
-            moved = torch.einsum("mkj,mjd->mkd", torch.stack([phi, told], 1), points.reshape(m, size, -1).sub_(z))
-            sums = waves.coordinates(moved.reshape(m, 2, *s.x.shape[1:])) / length[:, None, None]
-            s.signed, s.plain = s.signed + sums[:, 0], s.plain + sums[:, 1]
+            # the bounds may have cut a move
+            moved.baddbmm_(torch.stack([phi, told], 1), points.reshape(m, size, -1).sub_(z))
             s.signs, s.count = s.signs + phi.sum(1), s.count + told.sum(1)
+        # sums first: their coordinates are the sums of the moves' coordinates
+        sums = waves.coordinates(moved.reshape(m, 2, *s.x.shape[1:])) / length[:, None, None]
+        s.signed, s.plain = s.signed + sums[:, 0], s.plain + sums[:, 1]
 
     @staticmethod
     def _normal(s: Flat, waves: Frequencies) -> Tensor:

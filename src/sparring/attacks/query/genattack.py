@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparring.attacks.query.noise import Noise
-from sparring.attacks.query.parts import as_pictures, ask_several, budget, clamp_, positive
+from sparring.attacks.query.parts import as_pictures, ask_several, budget, chunks, clamp_, positive
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
 from sparring.core.errors import InputError
-from sparring.core.losses import get_loss
+from sparring.core.losses import Loss, get_loss
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
@@ -29,6 +30,7 @@ class Herd:
     Attributes:
         x: the elite as an input, (m, ...).
         members: changes as shares of eps, (m, population, ...).
+        before: the generation before them, which makes room for the next: fresh memory costs more than the breeding.
         fitness: (m, population).
         elite: the number of the fittest, int64 (m,).
         best: the elite's fitness when it last rose, (m,).
@@ -39,6 +41,7 @@ class Herd:
 
     x: Tensor
     members: Tensor
+    before: Tensor
     fitness: Tensor
     elite: Tensor
     best: Tensor
@@ -90,22 +93,27 @@ class GenAttack(Attack):
             raise InputError(f"population is {self.population}; an elite and at least one child are needed")
         count, loss = budget(run, self.queries), get_loss(self.loss)
         m, size = len(run.x), self.population
-        shape = self._shape(run)
-        first = run.rng.uniform((size, *shape), "first", -1.0, 1.0).to(run.x.dtype)
+        noise = Noise.of(run)
+        first = noise.uniform(run.x.new_empty(m, *self._shape(run)), size).mul_(2.0).sub_(1.0)
         worst, none = run.x.new_full((m, size), torch.finfo(run.x.dtype).min), run.x.new_zeros(m).long()
-        s = run.begin(Herd(run.x.clone(), first, worst, none, worst[:, 0], none, none, Noise.of(run)))
+        s = run.begin(Herd(run.x.clone(), first, torch.empty_like(first), worst, none, worst[:, 0], none, none, noise))
         for t in run.steps(1 + -(-max(0, count - size) // (size - 1))):
-            asked = s.members if t == 0 else self._breed(s)
-            value = ask_several(run, self._render(run, asked), loss).value.nan_to_num(nan=torch.finfo(run.x.dtype).min)
-            row = torch.arange(len(value), device=value.device)
+            row = torch.arange(len(s.x), device=s.x.device)
             if t == 0:
-                s.fitness = value
+                s.fitness = self._asked(run, loss, size, lambda lo, hi: s.members[:, lo:hi])
             else:  # the elite's own fitness is known: it costs no query
-                s.members = torch.cat([s.members[row, s.elite][:, None], asked], dim=1)
+                s.before[:, 0] = s.members[row, s.elite]
+                value = self._asked(run, loss, size - 1, self._breeder(s))
+                s.members, s.before = s.before, s.members
                 s.fitness = torch.cat([s.fitness.gather(1, s.elite[:, None]), value], dim=1)
             s.elite = s.fitness.argmax(1)
             self._judge(s)
             s.x = self._render(run, s.members[row, s.elite][:, None])[:, 0]
+
+    def _asked(self, run: Run, loss: Loss, count: int, members: Callable[[int, int], Tensor]) -> Tensor:
+        """The fitness of so many members of each sample, (m, count); `members(lo, hi)` gives some, (m, hi - lo, ...)."""
+        value = [ask_several(run, self._render(run, members(lo, hi)), loss).value for lo, hi in chunks(run, count)]
+        return torch.cat(value, dim=1).nan_to_num(nan=torch.finfo(run.x.dtype).min)
 
     @staticmethod
     def _judge(s: Herd) -> None:
@@ -117,28 +125,36 @@ class GenAttack(Attack):
         over = s.idle >= PATIENCE
         s.plateaus, s.idle = s.plateaus + over.long(), torch.where(over, 0, s.idle)
 
-    def _breed(self, s: Herd) -> Tensor:
-        """Children of the next generation, (m, population - 1, ...)."""
+    def _breeder(self, s: Herd) -> Callable[[int, int], Tensor]:
+        """What breeds some children of the next generation, (m, hi - lo, ...), in the place of the one before."""
         size = s.members.shape[1]
         odds = s.fitness.softmax(1)
         drawn = s.noise.uniform(odds.new_empty(len(odds), 2 * size - 2))
         parents = torch.searchsorted(odds.cumsum(1), drawn).clamp(max=size - 1)
         chance = odds.gather(1, parents)
-        mother, father = parents[:, : size - 1], parents[:, size - 1 :]
-        share = chance[:, : size - 1] / (chance[:, : size - 1] + chance[:, size - 1 :]).clamp(min=1e-30)
+        mothers, fathers = parents[:, : size - 1], parents[:, size - 1 :]
+        shares = chance[:, : size - 1] / (chance[:, : size - 1] + chance[:, size - 1 :]).clamp(min=1e-30)
         row = torch.arange(len(parents), device=parents.device)[:, None] * size
-        everyone = s.members.flatten(0, 1)
-        one, other = (
-            everyone.index_select(0, (row + p).flatten()).reshape(len(p), size - 1, *everyone.shape[1:])
-            for p in (mother, father)
-        )
-        draws = s.noise.uniform(s.members[:, 0], size - 1)
-        child = torch.lerp(other, one, draws.lt_(share.reshape(*share.shape, *(1,) * (draws.ndim - 2))))
-        rho = per_sample(self._falling(s, self.mutation, 0.5, 0.1), child)
-        alpha = per_sample(self._falling(s, self.reach, 0.4, 0.15), child)
-        # below rho a uniform draw is uniform there too: what is above -1 here mutates, and the others stay
-        mutation = s.noise.uniform(s.members[:, 0], size - 1).mul_(-2 / rho).add_(1.0)
-        return child.add_(F.threshold(mutation, -1.0, 0.0, inplace=True).mul_(alpha)).clamp_(-1.0, 1.0)
+        everyone, one = s.members.flatten(0, 1), s.members[:, 0]
+        rho, alpha = self._falling(s, self.mutation, 0.5, 0.1), self._falling(s, self.reach, 0.4, 0.15)
+        crossings, mutations = s.noise.copy(), s.noise.copy()
+        mutations.skip(size - 1)
+        s.noise.skip(2 * (size - 1))
+
+        def some(numbers: Tensor) -> Tensor:
+            return everyone.index_select(0, (row + numbers).flatten()).reshape(*numbers.shape, *everyone.shape[1:])
+
+        def breed(lo: int, hi: int) -> Tensor:
+            draws = crossings.uniform(one, hi - lo)
+            share = shares[:, lo:hi].reshape(*draws.shape[:2], *(1,) * (draws.ndim - 2))
+            child = s.before[:, 1 + lo : 1 + hi]
+            torch.lerp(some(fathers[:, lo:hi]), some(mothers[:, lo:hi]), draws.lt_(share), out=child)
+            # below rho a uniform draw is uniform there too: what is above -1 here mutates, and the others stay
+            mutation = mutations.uniform(one, hi - lo).mul_(-2 / per_sample(rho, child)).add_(1.0)
+            mutation = F.threshold(mutation, -1.0, 0.0, inplace=True).mul_(per_sample(alpha, child))
+            return child.add_(mutation).clamp_(-1.0, 1.0)
+
+        return breed
 
     @staticmethod
     def _falling(s: Herd, fixed: float | None, first: float, least: float) -> Tensor:
