@@ -24,10 +24,9 @@ SHORTEST = 0.002
 
 @dataclass
 class Walk:
-    """The current point and the sum of the steps that led there, both (m, ...), and the rivals followed, int64 (m, j)."""
+    """The current point, (m, ...), and the rivals followed, int64 (m, j)."""
 
     x: Tensor
-    total: Tensor
     rivals: Tensor | None = None
 
 
@@ -52,22 +51,23 @@ class DeepFool(Attack):
     """DeepFool: project on the nearest hyperplane of the linearised victim, and repeat until the label changes.
 
     With ``f_k = s_k - s_y`` and ``w_k`` its gradient, the nearest class k has the least ``|f_k| / ||w_k||`` in the dual
-    norm, and the step is that far along ``w_k`` (L2) or its signs (Linf).
+    norm, and the step is that far along ``w_k`` (L2) or its signs (Linf). Steps go on from the point inside the bounds: the
+    paper's sum of all steps, cut to the bounds each time, ends farther away where many elements stand there.
 
     Args:
         steps: at most so many linearisations.
-        overshoot: the sum of steps is stretched by this share, so that the point crosses the boundary.
+        overshoot: steps are longer by this share, so that the point crosses the boundary.
         classes: the first step linearises the true class and its classes - 1 highest-scoring rivals, later ones the nearest
             three of these; None takes all classes.
     """
 
-    steps: int = 50
+    steps: int = 100
     overshoot: float = 0.02
     classes: int | None = 10
 
     def search(self, run: Run) -> None:
         """Linearise, project, repeat."""
-        s = run.begin(Walk(run.x.clone(), torch.zeros_like(run.x)))
+        s = run.begin(Walk(run.x.clone()))
         for step in run.steps(self.steps):
             if step:  # a forward is cheap beside the backwards that it saves on samples that have just crossed
                 run.evaluate(s.x)
@@ -86,8 +86,8 @@ class DeepFool(Attack):
             least, plane = distance.min(1)
             length = torch.maximum(least, SHORTEST * norm(s.x - run.x, run.space.p))
             rows = torch.arange(len(plane), device=plane.device)
-            s.total = s.total + _towards(planes.normals[rows, plane], size[rows, plane], length, run.space.p)
-            s.x = run.space.without_limit().project(run.x, run.x + (1 + self.overshoot) * s.total)
+            move = _towards(planes.normals[rows, plane], size[rows, plane], length, run.space.p)
+            s.x = run.space.without_limit().project(run.x, s.x + (1 + self.overshoot) * move)
         run.shrink()
         if len(run.rows):
             run.evaluate(s.x)
