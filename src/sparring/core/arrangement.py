@@ -1,9 +1,10 @@
 """A network's own code over rearranged layers: batch-norms folded into the convolutions before them, channels last.
 
 In eval mode a batch-norm is a scale and a shift of each channel. Behind a convolution both go into its weights, and neither the
-way forward nor the way back passes through it any more; elsewhere they are one multiplication and addition. And CPU kernels are
-faster where the channels of a pixel lie side by side. The network runs as its author wrote it; only its calls of such layers are
-answered otherwise. Up to float rounding the scores, and the gradients at the input, are the same.
+way forward nor the way back passes through it any more; elsewhere they are one multiplication and addition. CPU kernels are
+faster where the channels of a pixel lie side by side. And where no gradient is wanted, an activation needs no memory of its own.
+The network runs as its author wrote it; only its calls of such layers are answered otherwise. Up to float rounding the scores,
+and the gradients at the input, are the same.
 """
 
 from __future__ import annotations

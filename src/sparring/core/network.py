@@ -50,8 +50,8 @@ class Victim(BaseVictim):
         traits: see `Traits`; a random network is `Traits(stochastic=True)`.
         name: what messages and reports call it.
         quick: whether searches may call the network over rearranged layers, which answer up to float rounding as it does:
-            batch-norms folded into convolutions, channels last, strided convolutions that go back by hand, windows from
-            memory. Clean answers and the last re-check take the network as it is.
+            batch-norms folded into convolutions, channels last, activations in place, strided convolutions that go back by
+            hand, windows from memory. Clean answers and the last re-check take the network as it is.
 
     Example:
         >>> import torch, sparring as sp
