@@ -42,7 +42,6 @@ _ACTIVATIONS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
     functional.silu: (lambda x: functional.silu(x, inplace=True), 1),
     functional.hardswish: (lambda x: functional.hardswish(x, inplace=True), 1),
 }
-_OUT_OF_PLACE = {"inplace": False}
 _SUMS = (torch.add, Tensor.add)
 
 
@@ -247,9 +246,10 @@ class Calls(TorchFunctionMode):
     ) -> Any:
         """An activation of what has just been made, in its place."""
         over, place = _ACTIVATIONS[func]
-        if (kwargs and kwargs != _OUT_OF_PLACE) or (len(args) > place and args[place]) or torch.is_grad_enabled():
+        more = dict(kwargs or {})
+        if more.pop("inplace", False) or (len(args) > place and args[place]) or torch.is_grad_enabled():
             return func(*args, **(kwargs or {}))
-        out: Tensor = over(*args[:place]).detach()  # another object: who still has the first one means what it was
+        out: Tensor = over(*args[:place], **more).detach()  # another object: who still has the first means what it was
         self._overwritten.append(fresh)
         return out
 
