@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 # The extras whose code the tests run.
-TESTED := dev,hub,onnx,attributions,train,export,loggers,ray
+TESTED := dev,docs,hub,onnx,attributions,train,export,loggers,ray
 # The extra "bench" as a list for pip install --no-deps; pyproject.toml says why.
 PEERS = $$($(PYTHON) -c 'import tomllib; \
   print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
