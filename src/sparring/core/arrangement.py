@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sparring.core.calls import CONVOLUTIONS, HARMLESS, LAYOUT, Calls, Norm, norm_called, tensors
+from sparring.core.calls import CONVOLUTIONS, HARMLESS, LAYOUT, Calls, Norm, Reread, norm_called, tensors
 from sparring.core.convolutions import has_strided_convolutions, runs_in_python
 from sparring.core.straight import overheard
 
@@ -28,9 +28,16 @@ from sparring.core.straight import overheard
 WORTH_IT = 1_000_000
 # Convolutions that a network without batch-norms has at least where the layout alone pays: six do, two do not.
 DEEP = 4
+# Inputs from which on it pays at all: with single ones the calls' own time is what they save.
+LEAST = 2
+# Rounds of the check, each of which may find out about a layer; and how far apart answers may be (rounding is a millionth of them,
+# in half precision a hundredth), gradients (units that rounding switches move them by a hundredth), and vanishing ones of both.
+ROUNDS = 5
+APART, APART_HALF, APART_GRADIENTS, TINY = 1e-3, 0.03, 0.05, 1e-6
 
 _CONVOLVE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_EXACT = (torch.float32, torch.float64)
 _ALIKE = ({torch.float32}, {torch.float64})
 
 
@@ -44,18 +51,38 @@ class Arranged(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """What the network answers."""
-        if self._plan.pays is None and len(x):
-            self._plan.learn(self.net, x)
-        if not self._plan.pays or len(x) * self._plan.work < WORTH_IT * self._plan.layers:
+        plan = self._plan
+        if len(x) < LEAST:
             return self.net(x)
-        with self._calls:
+        if plan.pays is None:
+            plan.learn(self.net, x)
+        if not plan.pays or len(x) * plan.work < WORTH_IT * plan.layers:
             return self.net(x)
+        to_input = torch.is_grad_enabled() and x.requires_grad
+        if to_input not in plan.checked:
+            plan.check(self._quick, self.net, x, to_input)
+        return self._quick(x) if plan.pays else self.net(x)
+
+    def _quick(self, x: Tensor) -> Any:
+        """The same over rearranged layers; as the network is where somebody notices, or where that fails."""
+        try:
+            with self._calls:
+                out = self.net(x.clone() if self._plan.writes else x)
+        except Reread:
+            return self.net(x)
+        except Exception:
+            out = self.net(x)  # where this fails too, it is the network
+            self._plan.pays = False
+            return out
+        return self.net(x) if self._calls.lost else out
 
 
 def arranged(net: object) -> Arranged | None:
     """The network over rearranged layers, or None where there is nothing to gain.
 
-    Its first call learns, by a forward of two inputs and once for a network, which batch-norm stands behind which convolution.
+    Its first call learns, by a forward of two inputs and once for a network, which batch-norm stands behind which convolution, and
+    holds what the rearranged layers make of two inputs against what the network makes of them: the first forward without
+    gradients does so for the answers, the first with them for those and the gradients.
     """
     if not runs_in_python(net) or overheard(net) or not all(runs_in_python(m) for m in net.modules()):
         return None
@@ -81,6 +108,9 @@ class Plan:
         overwrites: whether activations may write over what they read; a network that reads it again ends that.
         layers, work: how many convolutions are called, and their multiplications for one input.
         norms: the batch-norm that alone reads what the convolution with certain weights gives, and the weights, by their id.
+        own: the ids of the network's tensors.
+        writes: whether the network writes into its input.
+        checked: whether answers (False) and gradients (True) have been held against the network's own.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -94,6 +124,9 @@ class Plan:
         self.last = on_cpu and any(isinstance(m, nn.Conv2d) for m in layers) and (self.folds or deep)
         self.pays: bool | None = None if self.folds or self.last else False
         self.overwrites = True
+        self.writes = False
+        self.checked: set[bool] = set()
+        self.own = frozenset(key for key, _, _ in self._kind)
         self.layers = self.work = 0
         self.norms: dict[int, tuple[Tensor, Norm]] = {}
 
@@ -103,10 +136,11 @@ class Plan:
 
     def learn(self, net: nn.Module, x: Tensor) -> None:
         """See one forward of two of the inputs x."""
-        seen = _Seen(net)
+        seen, two = _Seen(net), x[:2].clone()
+        version = two._version
         try:
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False), seen:
-                net(x[:2].clone())
+                net(two)
         except Exception:  # the call of all of x will say so
             self.pays = False
             return
@@ -114,6 +148,80 @@ class Plan:
         self.last = self.last and not seen.layout
         self.folds = not seen.noisy and (bool(self.norms) or seen.alone)
         self.pays = self.folds or self.last
+        self.writes = two._version != version
+
+    def check(self, quick: Callable[[Tensor], Any], net: nn.Module, x: Tensor, to_input: bool) -> None:
+        """Hold the answers to two of the inputs x, and where `to_input` the gradients, against those of the network as it is.
+
+        Functions hidden from Python, seeded noise, writing through views: what a network may do has no end. Where they differ,
+        activations are left their own memory, then channels their place, then all is left as it is.
+        """
+        self.checked.add(to_input)
+        for left in ("overwrites", "last", "pays"):
+            try:
+                if self._stands(quick, net, x[:2], to_input):
+                    break
+            except Exception:  # so does the network, or it answers nothing that can be compared
+                self.pays = False
+                break
+            setattr(self, left, False)
+        self.pays = self.pays and (self.folds or self.last)
+
+    def _stands(self, quick: Callable[[Tensor], Any], net: nn.Module, x: Tensor, to_input: bool) -> bool:
+        for _ in range(ROUNDS):
+            self.pays = True
+            before = self.overwrites, len(self.norms)
+            mine, its = (_answered(call, x, to_input) for call in (quick, net))
+            if not self.pays:  # it failed
+                return False
+            if before == (self.overwrites, len(self.norms)):  # a pass that found nothing out has shown what is to come
+                return len(mine) == len(its) and all(_near(*pair) for pair in zip(mine, its, strict=True))
+        return False
+
+
+def _answered(call: Callable[[Tensor], Any], x: Tensor, to_input: bool) -> list[tuple[Tensor, float]]:
+    """The numbers that a network answers to inputs, and where `to_input` the gradient of a weighted sum of them.
+
+    With how far apart two of each may be.
+    """
+    leaf = x.detach().clone().requires_grad_(to_input)
+    devices = [x.device] if x.device.type == "cuda" else []
+    exact = torch.autocast(x.device.type, enabled=False)
+    with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(to_input), exact:
+        found = [t for t in _numbers(call(leaf)) if t.is_floating_point()]
+        if not found:
+            raise ValueError("an answer without numbers")
+        told = [(t.detach(), APART if t.dtype in _EXACT else APART_HALF) for t in found]
+        steep = [t for t in found if t.requires_grad]
+        if steep:
+            sums = [(t.flatten() * torch.linspace(1, 2, t.numel(), device=t.device)).sum().double() for t in steep]
+            (grad,) = torch.autograd.grad(torch.stack(sums).sum(), leaf, allow_unused=True)
+            told += [] if grad is None else [(grad, APART_GRADIENTS)]
+    return told
+
+
+def _numbers(answer: Any) -> Iterator[Tensor]:
+    if isinstance(answer, Tensor):
+        yield answer
+    elif isinstance(answer, (Mapping, tuple, list)) or hasattr(answer, "__dict__"):
+        parts = (
+            answer
+            if isinstance(answer, (tuple, list))
+            else (answer if isinstance(answer, Mapping) else vars(answer)).values()
+        )
+        for part in parts:
+            if isinstance(part, (Tensor, Mapping, tuple, list)):
+                yield from _numbers(part)
+
+
+def _near(mine: tuple[Tensor, float], its: tuple[Tensor, float]) -> bool:
+    """Whether two answers are one, but for rounding and the units that it switches."""
+    (left, share), (right, _) = mine, its
+    known = torch.isfinite(right)
+    if left.shape != right.shape or left.dtype != right.dtype or not torch.equal(known, torch.isfinite(left)):
+        return False
+    apart, size = (torch.linalg.vector_norm(t[known].double()) for t in (left - right, right))
+    return bool(apart <= share * size + TINY)
 
 
 def _kind(net: nn.Module) -> list[tuple[int, str, torch.dtype]]:

@@ -1,8 +1,8 @@
 """How a network's calls of its layers are answered while it runs over rearranged ones (see `core.arrangement`).
 
 Three things: a convolution takes the batch-norm behind it into its weights, its channels lie last, and where no gradient is
-wanted an activation writes over what it reads, which the network has just got and, as a rule, drops. Who reads all the same what
-a plain layer would have given is handed that.
+wanted an activation writes over what it reads, which the network has just got and, as a rule, drops. Where somebody reads all the
+same what a plain layer would have given, the pass is over: it is run again as the network is, and that layer is plain from then on.
 """
 
 from __future__ import annotations
@@ -116,28 +116,38 @@ class Orders(Protocol):
         folds: whether batch-norms go into convolutions or become a multiplication and an addition.
         overwrites: whether activations may write over what they read; a network that reads it again ends that.
         norms: the batch-norm that alone reads what the convolution with certain weights gives, and the weights, by their id.
+        own: the ids of the network's own tensors.
     """
 
     last: bool
     folds: bool
     overwrites: bool
     norms: dict[int, tuple[Tensor, Norm]]
+    own: frozenset[int]
+
+
+class Reread(BaseException):
+    """The network reads what a plain layer would have given, and what is not there."""
 
 
 class Calls(TorchFunctionMode):
-    """Answers a network's calls of convolutions, batch-norms and activations, one pass after another."""
+    """Answers a network's calls of convolutions, batch-norms and activations, one pass after another.
+
+    A pass that is `lost`, or ends in `Reread`, has to be run again without; what misled it is left plain from then on.
+    """
 
     def __init__(self, orders: Orders) -> None:
         super().__init__()
+        self.lost = False
         self._orders = orders
         self._folded: dict[int, _Folded] = {}
-        self._lines: dict[int, tuple[Norm, Tensor, Tensor]] = {}
+        self._lines: dict[tuple[int, int], tuple[Norm, Tensor, Tensor]] = {}
         self._sources: list[Tensor] = []  # of what is kept here
         self._versions: list[int] = []
-        self._pending: dict[int, _Pending] = {}  # what folded layers gave, until the batch-norm comes
-        self._fresh: _Made | None = None  # what the last call made, if it was of this kind
-        self._overwritten: list[_Made] = []
-        self._writing = False
+        self._pending: dict[int, _Passed] = {}  # what folded layers gave, until the batch-norm comes
+        self._fresh: weakref.ref[Tensor] | None = None  # what the last call made, if an activation may write over it
+        self._gone: list[_Passed] = []  # what nobody should have any more
+        self._writing = self._tracking = False
 
     def __enter__(self) -> Calls:
         """Begin a pass, with the weights that the network has now."""
@@ -145,17 +155,21 @@ class Calls(TorchFunctionMode):
             self._folded.clear()
             self._lines.clear()
             self._sources, self._versions = [], []
-        self._writing = self._orders.overwrites and not torch.is_grad_enabled()
+        self.lost = False
+        self._tracking = not torch.is_grad_enabled()  # a graph has what is dropped for longer than the network's code
+        self._writing = self._orders.overwrites and self._tracking
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *how: Any) -> None:
-        """Leave the pass; what the network has kept of it is what plain layers give."""
+        """Leave the pass; it is lost where the network keeps what is not what a plain layer gives."""
         super().__exit__(*how)  # type: ignore[no-untyped-call]
-        overwritten, self._overwritten = self._overwritten, []
-        for made in overwritten if how[0] is None else ():
-            self._orders.overwrites = not made.restored() and self._orders.overwrites
+        for passed in (*self._pending.values(), *self._gone):
+            if how[0] is None and passed.out() is not None:
+                self._forgo(passed)
+                self.lost = True
         self._pending.clear()
+        self._gone.clear()
         self._fresh = None
 
     def __torch_function__(
@@ -164,17 +178,21 @@ class Calls(TorchFunctionMode):
         if func in HARMLESS:
             return func(*args, **(kwargs or {}))
         fresh, self._fresh = self._fresh, None
-        if self._overwritten:
-            if self._overwritten[-1].out() is None:  # as nearly always
-                self._overwritten.pop()
-            if self._overwritten:
-                self._restore(args, kwargs)
+        if self._gone:
+            while self._gone and self._gone[-1].out() is None:  # as nearly always
+                self._gone.pop()
+            if self._gone:
+                self._look(args, kwargs)
         if func is functional.batch_norm:
             return self._norm(args, kwargs or {})
-        if fresh is not None and func in _ACTIVATIONS and args and args[0] is fresh.out():
-            return self._activate(func, fresh, args, kwargs)
+        if fresh is not None and func in _ACTIVATIONS and args and args[0] is fresh():
+            return self._activate(func, args, kwargs)
         if self._pending:
-            args, kwargs = self._unfolded(args), {key: self._unfolded(value) for key, value in (kwargs or {}).items()}
+            for t in tensors(args, kwargs):
+                passed = self._pending.get(id(t))
+                if passed is not None and passed.out() is t:
+                    self._forgo(passed)
+                    raise Reread
         if func in CONVOLUTIONS and len(args) > 1:
             return self._convolve(func, *args, **(kwargs or {}))
         if self._orders.last and args and isinstance(args[0], Tensor) and not args[0].is_contiguous():
@@ -182,9 +200,8 @@ class Calls(TorchFunctionMode):
                 return _viewed(args, kwargs or {})
             if func in LAYOUT:  # in a part of the network that the first look did not see
                 args = (args[0].contiguous(), *args[1:])
-        if func in _SUMS and not kwargs:
-            return self._make(func, args)
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        return self._made(out) if func in _SUMS and not kwargs else out
 
     def _convolve(
         self, func: Callable[..., Any], x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **more: Any
@@ -194,9 +211,9 @@ class Calls(TorchFunctionMode):
         folded = self._fold(weight, bias)
         # who packs what the graph saves may compute it anew on the way back, where nothing is rearranged
         if folded is None or not self._orders.folds or _packing(True) is not None:
-            return self._make(func, (x, weight, bias, *rest), more)
+            return self._made(func(x, weight, bias, *rest, **more))
         out = func(x, folded.weight, folded.bias, *rest, **more)
-        self._pending[id(out)] = _Pending(_Made(out, func, (x, folded.weight, folded.bias, *rest), more), folded)
+        self._pending[id(out)] = _Passed(out, folded)
         return out
 
     def _fold(self, weight: Tensor, bias: Tensor | None) -> _Folded | None:
@@ -217,67 +234,60 @@ class Calls(TorchFunctionMode):
 
     def _norm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x, norm = norm_called(*args, **kwargs)
-        pending = self._pending.pop(id(x), None)
-        if pending is not None and pending.made.out() is x:
-            if pending.given is None and norm == pending.folded.norm:
-                self._fresh = pending.made if self._writing else None
+        passed = self._pending.pop(id(x), None)
+        if passed is not None and passed.out() is x:
+            if passed.folded is None or norm != passed.folded.norm:
+                self._forgo(passed)
+                raise Reread
+            if not self._tracking or torch.is_grad_enabled():
                 return x
-            x = self._plain(pending)
+            self._gone.append(passed)
+            return self._made(x.detach())  # another object: who still has the first one means the plain layer's
         serves = self._orders.folds and x.dtype in _EXACT and _packing(True) is None
-        if norm is None or not serves or norm.mean.dtype != x.dtype:
-            return self._make(functional.batch_norm, (x, *args[1:]), kwargs)
-        known, scale, shift = self._lines.get(id(norm.mean), (None, x, x))
+        own = norm is not None and self._orders.own.issuperset(map(id, norm.tensors))
+        if norm is None or not own or not serves or norm.mean.dtype != x.dtype:
+            return self._made(functional.batch_norm(*args, **kwargs))
+        key = (id(norm.mean), x.ndim)
+        known, scale, shift = self._lines.get(key, (None, x, x))
         if known != norm:
             self._remember(*norm.tensors)
             shape = (1, -1, *([1] * (x.ndim - 2)))
             scale, shift = (part.reshape(shape) for part in norm.line())
-            self._lines[id(norm.mean)] = (norm, scale, shift)
-        return self._make(torch.addcmul, (shift, x, scale))
+            self._lines[key] = (norm, scale, shift)
+        return self._made(torch.addcmul(shift, x, scale))
 
-    def _make(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
-        """The new tensor that a call gives, which an activation may write over if it is the next to come."""
-        out = func(*args, **kwargs) if kwargs else func(*args)
+    def _made(self, out: Any) -> Any:
+        """A new tensor, which an activation may write over if it is the next to come."""
         if self._writing and type(out) is Tensor:
-            self._fresh = _Made(out, func, args, kwargs)
+            self._fresh = weakref.ref(out)
         return out
 
-    def _activate(
-        self, func: Callable[..., Any], fresh: _Made, args: tuple[Any, ...], kwargs: dict[str, Any] | None
-    ) -> Any:
+    def _activate(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """An activation of what has just been made, in its place."""
         over, place = _ACTIVATIONS[func]
         more = dict(kwargs or {})
         if more.pop("inplace", False) or (len(args) > place and args[place]) or torch.is_grad_enabled():
             return func(*args, **(kwargs or {}))
         out: Tensor = over(*args[:place], **more).detach()  # another object: who still has the first means what it was
-        self._overwritten.append(fresh)
+        self._gone.append(_Passed(args[0], None))
         return out
 
-    def _restore(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
-        """Give the arguments that an activation has written over what they were, and let that be the last time."""
-        self._overwritten = [made for made in self._overwritten if made.out() is not None]
+    def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
+        """End the pass if somebody reads what is gone."""
         asked = {id(t) for t in tensors(args, kwargs)}
-        for made in [made for made in self._overwritten if id(made.out()) in asked]:
-            made.restored()
-            self._overwritten.remove(made)
-            self._orders.overwrites = self._writing = False
+        for passed in self._gone:
+            out = passed.out()
+            if out is not None and id(out) in asked:
+                self._forgo(passed)
+                raise Reread
 
-    def _plain(self, pending: _Pending) -> Tensor:
-        """What the plain layer gives, which is called as it is from now on."""
-        self._orders.norms.pop(id(pending.folded.weight_before), None)
-        self._folded.pop(id(pending.folded.weight_before), None)
-        if pending.given is None:
-            pending.given = pending.made.again(pending.folded.weight_before, pending.folded.bias_before)
-        return pending.given
-
-    def _unfolded(self, value: Any) -> Any:
-        """An argument, or arguments, with what folded layers gave replaced by what the plain ones give."""
-        if isinstance(value, Tensor):
-            pending = self._pending.get(id(value))
-            return value if pending is None or pending.made.out() is not value else self._plain(pending)
-        if type(value) in (tuple, list):
-            return type(value)(self._unfolded(part) for part in value)
-        return value
+    def _forgo(self, passed: _Passed) -> None:
+        """Leave plain from now on what somebody reads."""
+        if passed.folded is None:
+            self._orders.overwrites = False
+        else:
+            self._orders.norms.pop(id(passed.folded.weight_before), None)
+            self._folded.pop(id(passed.folded.weight_before), None)
 
 
 class _Folded:
@@ -297,49 +307,18 @@ class _Folded:
         self.bias = shift if bias is None else shift + bias.detach() * scale
 
 
-class _Made:
-    """A tensor that a call has made.
+class _Passed:
+    """A tensor that is not what a plain layer gives.
 
     Attributes:
         out: it, as long as somebody has it.
+        folded: the layer that gave it; None where an activation has written over it.
     """
 
-    __slots__ = ("_args", "_func", "_kwargs", "out")
+    __slots__ = ("folded", "out")
 
-    def __init__(
-        self, out: Tensor, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
-    ) -> None:
-        self.out = weakref.ref(out)
-        self._func, self._args, self._kwargs = func, args, kwargs
-
-    def again(self, *others: Any) -> Tensor:
-        """What the call gives, with others for as many arguments behind the first."""
-        first, *rest = self._args
-        made: Tensor = self._func(first, *others, *rest[len(others) :], **(self._kwargs or {}))
-        return made
-
-    def restored(self) -> bool:
-        """Whether somebody still has it; it is then what the call gives, whatever has been written over it."""
-        out = self.out()
-        if out is not None:
-            out.data = self.again().to(out.dtype)
-        return out is not None
-
-
-class _Pending:
-    """What a folded layer gave, before its batch-norm has come.
-
-    Attributes:
-        made: that.
-        folded: the layer.
-        given: what the plain layer gives, once somebody else has wanted it.
-    """
-
-    __slots__ = ("folded", "given", "made")
-
-    def __init__(self, made: _Made, folded: _Folded) -> None:
-        self.made, self.folded = made, folded
-        self.given: Tensor | None = None
+    def __init__(self, out: Tensor, folded: _Folded | None) -> None:
+        self.out, self.folded = weakref.ref(out), folded
 
 
 def _viewed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
