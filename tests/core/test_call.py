@@ -16,6 +16,7 @@ from probe import LABELS, Probe, ask_up, below, walk
 from sparring.core import events
 from sparring.core.errors import InputError, ThreatError
 from sparring.core.outputs import Prediction
+from sparring.core.registry import make_attack
 from sparring.core.result import Outcome
 from sparring.core.runner import Run
 
@@ -270,3 +271,42 @@ def test_what_a_prediction_is_worth_is_decided_in_float_with_a_margin() -> None:
 def test_what_is_no_victim_is_told_how_to_become_one(victim: Any, cure: str) -> None:
     with pytest.raises(InputError, match=cure):
         sp.PGD()(victim, torch.rand(1, 2), None, sp.Linf(0.1))
+
+
+# -- numbers under which nothing is searched ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        sp.PGD(steps=0),
+        sp.PGD(steps=-1),
+        sp.PGD(steps=2.5),  # type: ignore[arg-type]
+        sp.PGD(restarts=0),
+        sp.PGD(step_size=0.0),
+        sp.PGD(step_size=-0.1),
+        sp.PGD(step_size=float("nan")),
+        sp.attacks.APGDT(classes=0),
+        sp.attacks.HopSkipJump(steps=0),
+    ],
+    ids=repr,
+)
+def test_an_attack_that_would_search_nothing_is_refused(attack: sp.Attack) -> None:
+    x, y = tiny.pictures(2, seed=4)
+    space: Any = sp.L2() if attack.card.minimal else sp.Linf(0.1)
+    with pytest.raises(InputError, match="is needed"):
+        attack(tiny.trained(), x, y, space)
+    if attack.card.name == "pgd":
+        with pytest.raises(InputError, match="is needed"):
+            attack.craft(tiny.trained(), x, y, space)
+
+
+@pytest.mark.parametrize("name", ["square", "zoo", "nes", "boundary", "rays"])
+def test_without_a_query_nothing_is_asked(name: str) -> None:
+    x, y = tiny.correct(3)
+    attack = make_attack(name)
+    space: Any = sp.L2() if attack.card.minimal and name != "rays" else sp.Linf(None if name == "rays" else 0.1)
+    result = attack(tiny.trained(), x, y, sp.ThreatModel(space, queries=0))
+    assert result.queries.tolist() == [0, 0, 0]
+    assert result.outcome.tolist() == [int(O.OUT_OF_BUDGET)] * 3
+    assert torch.equal(result.adversarial, x)

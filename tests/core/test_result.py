@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sparring as sp
+import tiny
 from sparring.core.errors import InputError, LoadError, ThreatError
 from sparring.core.outputs import Prediction
 from sparring.core.result import Outcome
@@ -222,3 +223,11 @@ def test_moving_to_a_device_keeps_everything() -> None:
     r = result(EVERY)
     moved = r.to("cpu")
     assert all(same(getattr(r, f.name), getattr(moved, f.name)) for f in dataclasses.fields(r))
+
+
+def test_a_curve_ends_where_the_search_did() -> None:
+    x, y = tiny.correct(6)
+    result = sp.PGD(steps=3)(tiny.trained(), x, y, sp.Linf(0.1))
+    assert len(result.curve([0.05, 0.1])[0]) == 2
+    with pytest.raises(InputError, match="wider"):
+        result.curve([0.05, 0.2])

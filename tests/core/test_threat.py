@@ -125,3 +125,18 @@ def test_impossible_targets_are_refused(target: Any, says: str) -> None:
 
 def test_knowledge_is_empty_by_default() -> None:
     assert Knowledge() == Knowledge(surrogates=(), data=None, starts=None)
+
+
+def test_targets_may_come_as_labels_do() -> None:
+    y = torch.tensor([0, 1, 2])
+    for target in ([1, 2, 0], (1, 2, 0), torch.tensor([1, 2, 0]).numpy()):
+        assert sp.Targeted(target).of(y).tolist() == [1, 2, 0]
+
+
+def test_surrogates_are_victims() -> None:
+    net = torch.nn.Linear(2, 2)
+    victim = sp.Victim(net)
+    for given in (victim, [victim], (victim,)):
+        assert Knowledge(surrogates=given).surrogates == (victim,)
+    with pytest.raises(ThreatError, match=r"sparring\.Victim"):
+        Knowledge(surrogates=(net,))

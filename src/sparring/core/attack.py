@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
+import numbers
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,6 +34,11 @@ from sparring.core.victim import BaseVictim, query_in_batches
 VOTES = 10
 # A smallest change that rounding has undone is looked at again, longer by these shares.
 FARTHER = (1e-4, 1e-3)
+# What makes a victim of a model, in words.
+_VICTIMS = (
+    "sparring.Victim(net) takes PyTorch networks, sparring.victims.SklearnVictim(model) scikit-learn's models, "
+    "sparring.BlackBox(function) whatever can only be asked"
+)
 
 
 class Attack:
@@ -82,6 +89,7 @@ class Attack:
         started = time.perf_counter()
         threat = ThreatModel.resolve(threat, goal)
         access = self._agree(victim, threat)
+        self._check_numbers()
         home = x.device if isinstance(x, Tensor) else torch.device("cpu")
         size = batch_for(x) if batch_size is None else batch_size
         if size < 1:
@@ -131,6 +139,7 @@ class Attack:
         """
         threat = ThreatModel.resolve(threat, goal)
         access = self._agree(victim, threat)
+        self._check_numbers()
         index = threat.goal.applicable(y).nonzero().squeeze(1).to(y.device)
         crafted = own(x)
         with contextlib.ExitStack() as rest:
@@ -146,10 +155,20 @@ class Attack:
         put(crafted, index, run.last)
         return crafted
 
+    def _check_numbers(self) -> None:
+        """Refuse hyper-parameters under which nothing would be searched: what then stands says nothing."""
+        for name in ("steps", "restarts", "rounds", "classes"):
+            value = getattr(self, name, None)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1):
+                raise InputError(f"{name} of {self.card.name} is {value!r}; a whole number >= 1 is needed")
+        length = getattr(self, "step_size", None)
+        if isinstance(length, (int, float)) and not (length > 0 and math.isfinite(length)):
+            raise InputError(f"step_size of {self.card.name} is {length!r}; a finite number above 0 is needed")
+
     def _agree(self, victim: BaseVictim, threat: ThreatModel) -> Access:
         """The access of this run, after holding the card, the threat model and the victim against each other."""
         if not isinstance(victim, BaseVictim):
-            cure = f"sparring.load({victim!r})" if isinstance(victim, str) else "sparring.Victim(net)"
+            cure = f"sparring.load({victim!r})" if isinstance(victim, str) else _VICTIMS
             raise InputError(f"the victim is a {type(victim).__name__}; a victim is needed: {cure}")
         card = self.card
         access = card.access if threat.access is None else Access.parse(threat.access)
@@ -243,7 +262,7 @@ class Attack:
         restarts = int(getattr(self, "restarts", 1))
         for restart in range(restarts):
             with run.searching(restart, more=restart + 1 < restarts):
-                if len(run.rows):
+                if len(run.rows) and (run.oracle is None or run.oracle.budget != 0):
                     self.search(run)
 
     def _mind_vanished(self, run: Run) -> None:

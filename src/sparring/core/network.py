@@ -81,7 +81,10 @@ class Victim(BaseVictim):
         super().__init__(labels=labels, name=name or type(net).__name__, traits=traits)
         self.quick = quick
         if not callable(net):
-            raise InputError(f"net is a {type(net).__name__}; a torch.nn.Module or a function of a batch is needed")
+            raise InputError(
+                f"net is a {type(net).__name__}; a torch.nn.Module or a function of a batch is needed. "
+                "sparring.victims.SklearnVictim(model) takes scikit-learn's models"
+            )
         self.net = net
         self.bounds: Bounds = Bounds.of(bounds)
         self.mean, self.std = _normalisation(mean, std)

@@ -142,8 +142,19 @@ class AttackResult:
             eps: radii; None takes 0 and every distance at which a sample broke.
 
         Returns:
-            (eps, accuracy), both float (m,), eps ascending.
+            (eps, accuracy), both float (m,), eps ascending. After a search in a ball, accuracies below its radius are upper
+            bounds: it did not look for smaller changes.
+
+        Raises:
+            InputError: radii beyond the ball that was searched.
         """
+        if eps is not None and self.limit is not None and len(self):
+            radii, limit = torch.as_tensor(eps, dtype=torch.float64), float(self.limit.amin())
+            if radii.numel() and float(radii.max()) > limit * (1 + 1e-6):
+                raise InputError(
+                    f"a curve to {float(radii.max()):g} was asked of a search within {limit:g}; attack again with a wider "
+                    "ball, or seek smallest changes: sparring.DeepFool()(victim, x, y, sparring.L2()).curve()"
+                )
         broken = self.distance[self.succeeded].double().cpu()
         if eps is None:
             radii = torch.cat([torch.zeros(1, dtype=torch.float64), broken.sort().values])

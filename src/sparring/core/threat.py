@@ -105,6 +105,10 @@ class Targeted:
     target: int | Tensor
     name = "targeted"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.target, (list, tuple)) or hasattr(self.target, "__array__"):  # as labels may come
+            object.__setattr__(self, "target", torch.as_tensor(self.target))
+
     def of(self, y: Tensor) -> Tensor:
         """The targets as int64 (n,), on y's device."""
         if isinstance(self.target, Tensor):
@@ -182,6 +186,16 @@ class Knowledge:
     data: tuple[Batch, Tensor] | None = None
     starts: Batch | None = None
     ensemble: str = "logits"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.surrogates, tuple):
+            several = tuple(self.surrogates) if isinstance(self.surrogates, list) else (self.surrogates,)
+            object.__setattr__(self, "surrogates", several)
+        for model in self.surrogates:
+            if not hasattr(model, "at_rest"):
+                raise ThreatError(
+                    f"a surrogate is a {type(model).__name__}; victims are needed, as sparring.Victim(net) makes them"
+                )
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Descent:
         minimal=True,
         cost="2 x coordinates + 1 queries a step",
         caveats="Hundreds of thousands of queries for a picture: history, and a yardstick for the thrifty. On large "
-        "pictures it needs `side`.",
+        "pictures it needs `side`. A lattice of 256 levels rounds its differences away: attack without one.",
         floor={"l2": 0.5},
     )
 )
