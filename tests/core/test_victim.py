@@ -497,3 +497,9 @@ def test_a_victim_says_what_it_is() -> None:
     victim = sp.Victim(nn.Linear(4, 3), labels=["a", "b", "c"], name="tiny", traits=sp.Traits(stochastic=True))
     assert repr(victim) == "<Victim 'tiny': 3 classes, attackers see gradients, stochastic>"
     assert repr(sp.Victim(lambda x: x, name="plain")) == "<Victim 'plain': attackers see gradients>"
+
+
+def test_logits_do_not_pass_for_probabilities() -> None:
+    x, y = tiny.pictures(3, seed=2)
+    with pytest.raises(VictimError, match="leave out probabilities=True"):
+        sp.PGD(steps=2)(sp.Victim(lambda z: 5 * tiny.network().eval()(z), probabilities=True), x, y, sp.Linf(0.1))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # How far an answer may move, over the largest score, by what else is in the batch: half precision rounds by a hundredth.
 BESIDE = 0.02
+# The logarithm of a probability of 1, as rounding in half precision leaves it.
+ABOVE_ONE = 0.01
 
 
 def inspect(victim: Victim, x: Tensor, training: list[nn.Module]) -> None:
@@ -26,7 +28,8 @@ def inspect(victim: Victim, x: Tensor, training: list[nn.Module]) -> None:
         training: the submodules that are in train mode.
 
     Raises:
-        VictimError: it answers another number of scores than it has names.
+        VictimError: it answers another number of scores than it has names, or more than 1 where it is said to answer
+            probabilities.
     """
     if any(_minds_mode(m) for m in training):
         warnings.warn(
@@ -48,6 +51,11 @@ def inspect(victim: Victim, x: Tensor, training: list[nn.Module]) -> None:
             "name for each score, in their order"
         )
     victim.classes = first.shape[1]
+    if victim.probabilities and float(first.amax()) > ABOVE_ONE:  # the logarithm of what it answered
+        raise VictimError(
+            f"{victim.name!r} answers {float(first.amax().exp()):.3g}, which is no probability, and the logarithm of its answers "
+            "would hide most of its gradient. It gives logits: leave out probabilities=True"
+        )
     sums = first.sum(1)
     if not victim.probabilities and bool((first >= 0).all() & ((sums - 1).abs() < 1e-5).all()):
         warnings.warn(
