@@ -42,8 +42,8 @@ class AttackResult:
         attack: the attack's name.
         space: the space, as text.
         original: the inputs, (n, ...) or a list.
-        adversarial: the changed inputs; the best effort where the attack did not succeed, the original where it never
-            tried.
+        adversarial: the changed inputs; the best effort where the attack did not succeed (of a search for the smallest change
+            perhaps one outside the ball, misread and no success), the original where it never tried.
         y: the true labels, int64 (n,).
         target: the targets, int64 (n,), or None.
         outcome: `Outcome` codes, int64 (n,).

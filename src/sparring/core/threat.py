@@ -176,7 +176,7 @@ class Knowledge:
     """What the attacker has beside the victim.
 
     Attributes:
-        surrogates: victims that may be attacked with full access (transfer).
+        surrogates: victims that may be attacked with full access, in the victim's place where the access is NOTHING (transfer).
         ensemble: what several surrogates are averaged in: "logits", "probabilities" or "losses".
         data: inputs and labels that the attacker owns.
         starts: one starting point per sample, shaped like the inputs.
@@ -207,7 +207,8 @@ class ThreatModel:
         goal: `Untargeted()`, `Targeted(label)` or any `Goal`.
         access: an `Access` or its name; None grants what the attack's card asks for.
         queries: at most so many queries per sample through the oracle; None for no limit.
-        steps: at most so many gradient steps per sample over all restarts; None for the attack's own number.
+        steps: at most so many backward passes per sample over all restarts, up to those that one step takes together; None for
+            the attack's own number.
         knowledge: surrogates, data, starting points.
     """
 
