@@ -188,7 +188,7 @@ def _answered(call: Callable[[Tensor], Any], x: Tensor, to_input: bool) -> list[
     devices = [x.device] if x.device.type == "cuda" else []
     exact = torch.autocast(x.device.type, enabled=False)
     with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(to_input), exact:
-        found = [t for t in _numbers(call(leaf)) if t.is_floating_point()]
+        found = [t for t in _numbers(call(leaf.clone())) if t.is_floating_point()]  # it may write into its input
         if not found:
             raise ValueError("an answer without numbers")
         told = [(t.detach(), APART if t.dtype in _EXACT else APART_HALF) for t in found]
@@ -201,17 +201,14 @@ def _answered(call: Callable[[Tensor], Any], x: Tensor, to_input: bool) -> list[
 
 
 def _numbers(answer: Any) -> Iterator[Tensor]:
+    """The tensors of an answer: itself, or the parts of a sequence, a mapping or an object."""
     if isinstance(answer, Tensor):
         yield answer
-    elif isinstance(answer, (Mapping, tuple, list)) or hasattr(answer, "__dict__"):
-        parts = (
-            answer
-            if isinstance(answer, (tuple, list))
-            else (answer if isinstance(answer, Mapping) else vars(answer)).values()
-        )
-        for part in parts:
-            if isinstance(part, (Tensor, Mapping, tuple, list)):
-                yield from _numbers(part)
+        return
+    named = answer if isinstance(answer, Mapping) else getattr(answer, "__dict__", {})
+    for part in answer if isinstance(answer, (tuple, list)) else named.values():
+        if isinstance(part, (Tensor, Mapping, tuple, list)):
+            yield from _numbers(part)
 
 
 def _near(mine: tuple[Tensor, float], its: tuple[Tensor, float]) -> bool:
