@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 import sparring as sp
+import tiny
 from sparring.core.errors import ThreatError, UnknownNameError
 from sparring.core.losses import LOSSES, Loss, get_loss, margin_of
 from sparring.core.outputs import Prediction
+from sparring.core.registry import make_attack
 from sparring.core.threat import rival_margin
 
 every_loss = pytest.mark.parametrize("name", list(LOSSES))
@@ -37,6 +41,8 @@ def by_hand(name: str, s: list[float], y: int, t: int | None) -> float:
 
     if name == "ce":
         return -sign * float(z.log_softmax(0)[aim])
+    if name == "log_odds":
+        return sign * math.log((1 - p[aim]) / p[aim])
     if name == "margin":
         return sign * rival(s)
     if name == "probability_margin":
@@ -137,3 +143,26 @@ def test_losses_go_by_name_or_as_they_are() -> None:
     assert get_loss(mine) is mine
     with pytest.raises(UnknownNameError, match="margin"):
         get_loss("margn")
+
+
+def test_log_odds_order_as_cross_entropy_does_and_do_not_saturate() -> None:
+    scores = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    y = scores.flip(1).argmax(1)
+    goal = sp.Untargeted()
+    odds, entropy = (get_loss(name)(scores, y, goal) for name in ("log_odds", "ce"))
+    assert torch.equal(odds.argsort(), entropy.argsort())
+    torch.testing.assert_close(torch.nn.functional.softplus(odds), entropy)
+    target = sp.Targeted(2)
+    torch.testing.assert_close(get_loss("log_odds")(scores, y, target).sigmoid(), scores.softmax(1)[:, 2])
+    sure = torch.tensor([[60.0, 0.0, 1.0], [60.0, 0.0, 2.0]])
+    told = get_loss("log_odds")(sure, torch.zeros(2, dtype=torch.int64), goal)
+    assert told[1] > told[0]
+
+
+@pytest.mark.parametrize("name", ["simba", "nes"])
+def test_a_confident_victim_is_attacked_all_the_same(name: str) -> None:
+    x, y = tiny.correct(4)
+    sure = sp.Victim(lambda z: 60 * tiny.trained().net(z))
+    threat = sp.ThreatModel(sp.Linf(0.4), access="scores", queries=300)
+    result = make_attack(name)(sure, x, y, threat)
+    assert result.attack_success_rate > 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,6 +47,11 @@ class Loss:
 
 def _cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(scores, y, reduction="none")
+
+
+def _log_odds(scores: Tensor, y: Tensor) -> Tensor:
+    rivals = scores.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    return rivals - scores.gather(1, y[:, None]).squeeze(1)
 
 
 def _top(scores: Tensor, k: int) -> Tensor:
@@ -93,6 +99,8 @@ LOSSES: dict[str, Loss] = {
     for loss in (
         # log-softmax of the true class, the training loss of most victims
         Loss("ce", _cross_entropy, lambda s, y, t: -_cross_entropy(s, t)),
+        # the log-odds against the true class: it orders points as its probability does, and does not saturate where that is 1
+        Loss("log_odds", _log_odds, lambda s, y, t: -_log_odds(s, t)),
         # Carlini and Wagner 2017: the difference of logits, which does not saturate
         Loss("margin", rival_margin, _margin_targeted),
         # Croce and Hein 2020: the margin over the spread of the logits, invariant to shift and scale; the untargeted

@@ -41,7 +41,8 @@ class PGD(Attack):
         step_size: a, in the victim's raw units; None takes 2.5 * eps / steps, which can cross the ball twice.
         restarts: independent starts; later ones meet only the samples still unbroken.
         random_start: start at a random point of the ball instead of the input.
-        loss: what to climb: "ce", "margin", "dlr", "probability_margin", "squared_error".
+        loss: what to climb: "ce", "log_odds" (which leads where cross-entropy does, and does not saturate), "margin", "dlr",
+            "probability_margin", "squared_error".
         precision: what the gradients are computed in: "auto" takes bfloat16 where the victim and the hardware make it pay,
             "float32" never does. Successes are decided in float32 either way.
         region: the share of a picture's area in which anything changes, a rectangle in a place of its own for each sample and

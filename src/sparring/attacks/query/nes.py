@@ -71,7 +71,7 @@ class NES(Attack):
         step: a, as a share of eps; the paper's is .01 in a ball of .05.
         momentum: of the estimated gradients.
         plateau: steps without a rise after which the step halves.
-        loss: what to climb.
+        loss: what to climb; the log-odds lead where cross-entropy does, and do not vanish on confident victims.
     """
 
     queries: int = 10_000
@@ -80,7 +80,7 @@ class NES(Attack):
     step: float = STEP
     momentum: float = 0.9
     plateau: int = 20
-    loss: str = "ce"
+    loss: str = "log_odds"
 
     def search(self, run: Run) -> None:
         """Estimate and step until the queries are spent."""

@@ -61,14 +61,14 @@ class SimBA(Attack):
         basis: "dct" takes cosines from low frequencies to high ones, "pixel" single elements in random order.
         frequencies: the share of each side's frequencies that come first in "dct"; later ones follow in bands of a
             quarter of it.
-        loss: what to raise; cross-entropy orders points as the paper's class probability does, without saturating.
+        loss: what to raise; the log-odds order points as the paper's class probability does, without saturating.
     """
 
     queries: int = 10_000
     step: float = 0.2
     basis: str = "dct"
     frequencies: float = 1 / 8
-    loss: str = "ce"
+    loss: str = "log_odds"
 
     def search(self, run: Run) -> None:
         """Step along one direction after another."""
