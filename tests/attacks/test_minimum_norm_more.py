@@ -13,10 +13,10 @@ import sparring as sp
 import tiny
 from sparring.attacks.minimum_norm import EAD, LBFGS, BrendelBethge, DeepFool, NewtonFool, SuperDeepFool
 from sparring.attacks.minimum_norm.lbfgs import Curvature
-from sparring.attacks.minimum_norm.newtonfool import LOG_ODDS
 from sparring.attacks.minimum_norm.trust_region import boundary_step, kept, piece
 from sparring.core.balls import NORMS, Ball
 from sparring.core.errors import InputError
+from sparring.core.losses import get_loss
 from sparring.core.threat import Knowledge
 
 SPACES: dict[float, type[Ball]] = {ball.p: ball for ball in NORMS.values()}
@@ -226,7 +226,7 @@ def test_certainty_does_not_stop_newtonfool() -> None:
     scores = victim.query(x).scores
     assert scores is not None
     assert scores.softmax(1)[0, 1] == 1
-    assert LOG_ODDS.untargeted(scores, y).item() == pytest.approx(-800, rel=1e-4)
+    assert get_loss("log_odds").untargeted(scores, y).item() == pytest.approx(-800, rel=1e-4)
     result = NewtonFool(steps=100)(victim, x, y, sp.L2())
     assert result.distance.item() == pytest.approx(0.4, rel=0.01)
 

@@ -10,19 +10,10 @@ from torch import Tensor
 from sparring.attacks.minimum_norm.parts import clamp, norm, polish, starts, unit
 from sparring.core.attack import Attack
 from sparring.core.balls import per_sample
-from sparring.core.losses import Loss
+from sparring.core.losses import get_loss
 from sparring.core.registry import Card, attack
 from sparring.core.runner import Run
 from sparring.core.threat import Access
-
-
-def _against(scores: Tensor, y: Tensor) -> Tensor:
-    """The log-odds against y: its gradient does not vanish where the probability of y rounds to 1."""
-    own = scores.gather(1, y[:, None])
-    return scores.scatter(1, y[:, None], -torch.inf).logsumexp(1) - own.squeeze(1)
-
-
-LOG_ODDS = Loss("log_odds", _against, lambda s, y, t: -_against(s, t))
 
 
 @dataclass
@@ -77,7 +68,7 @@ class NewtonFool(Attack):
         """Step until the label changes."""
         s = run.begin(Walk(starts(run)))
         for t in run.steps(self.steps):
-            g = run.gradient(s.x, LOG_ODDS)
+            g = run.gradient(s.x, get_loss("log_odds"))
             moving = ~run.found()
             if not bool(moving.any()):
                 break
