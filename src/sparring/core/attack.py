@@ -160,7 +160,7 @@ class Attack:
         for name in ("steps", "restarts", "rounds", "classes"):
             value = getattr(self, name, None)
             if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1):
-                raise InputError(f"{name} of {self.card.name} is {value!r}; a whole number >= 1 is needed")
+                raise InputError(f"{name} of {self.card.name} is {value!r}; a whole number is needed, {name} >= 1")
         length = getattr(self, "step_size", None)
         if isinstance(length, (int, float)) and not (length > 0 and math.isfinite(length)):
             raise InputError(f"step_size of {self.card.name} is {length!r}; a finite number above 0 is needed")
