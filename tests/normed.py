@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sparring.core.arrangement import Arranged, arranged
+
 
 def lively(net: nn.Module) -> nn.Module:
     """Batch-norms that do something, in eval mode."""
@@ -44,3 +46,10 @@ class Body(nn.Module):
 def inputs(net: nn.Module, n: int = 5) -> Tensor:
     dtype = next(net.parameters()).dtype
     return torch.rand(n, 3, 6, 5, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def quick_of(net: nn.Module) -> Arranged:
+    """The network over rearranged layers, which it must be worth."""
+    quick = arranged(net)
+    assert quick is not None
+    return quick

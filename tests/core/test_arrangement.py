@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparring as sp
 import tiny
-from normed import Body, inputs, lively, net_of
+from normed import Body, inputs, lively, net_of, quick_of
 from sparring.attacks.labels.hopskipjump import HopSkipJump
 from sparring.attacks.query.square import Square
 from sparring.core import arrangement
@@ -206,8 +206,7 @@ def test_scores_and_gradients_are_those_of_the_network_as_it_is(kind: str) -> No
     build, folds = KINDS[kind]
     net = net_of(build)
     x = inputs(net)
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     before = {name: t.clone() for name, t in net.state_dict().items()}
     for _ in range(2):  # the first pass learns nothing that the second forgets
         for mine, its in zip(tiny.gradient(quick, x), tiny.gradient(net, x), strict=True):
@@ -222,8 +221,7 @@ def test_scores_and_gradients_are_those_of_the_network_as_it_is(kind: str) -> No
 
 def test_noise_in_the_weights_is_not_folded_away() -> None:
     net = net_of(Noisy)
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     for n in (5, 7):
         for mine, its in zip(tiny.gradient(quick, inputs(net, n)), tiny.gradient(net, inputs(net, n)), strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
@@ -264,8 +262,7 @@ def test_a_way_that_only_some_passes_take_meets_plain_layers() -> None:
     for mood in ("listening", "another", "without", "strides"):
         net = net_of(Moody)
         x = inputs(net)
-        quick = arranged(net)
-        assert quick is not None
+        quick = quick_of(net)
         quick(x)
         assert len(plan_of(net).norms) == 1, mood
         net.mood = mood
@@ -279,8 +276,7 @@ def test_a_way_that_only_some_passes_take_meets_plain_layers() -> None:
 def test_new_weights_are_folded_anew() -> None:
     net = net_of(Residual)
     x = inputs(net)
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     quick(x)
     with torch.no_grad():
         net.one.weight.mul_(2)
@@ -288,16 +284,14 @@ def test_new_weights_are_folded_anew() -> None:
     torch.testing.assert_close(quick(x), net(x), rtol=1e-4, atol=1e-6)
     net.norm = lively(nn.BatchNorm2d(4, eps=0.5))  # another layer
     net.double()
-    again = arranged(net)
-    assert again is not None
+    again = quick_of(net)
     torch.testing.assert_close(again(x.double()), net(x.double()))
     assert len(plan_of(net).norms) == 2
 
 
 def test_train_mode_is_left_alone() -> None:
     net, x = net_of(Residual), inputs(net_of(Residual))
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     quick(x)
     net.train()
     seen = quick(x)

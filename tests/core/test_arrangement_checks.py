@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from normed import Body, inputs, net_of
+from normed import Body, inputs, net_of, quick_of
 from sparring.core import arrangement
-from sparring.core.arrangement import Plan, arranged, plan_of
+from sparring.core.arrangement import Plan, plan_of
 
 
 @pytest.fixture(autouse=True)
@@ -183,8 +183,7 @@ def _flat(answer: object) -> list[Tensor]:
 def test_it_answers_as_it_is(kind: str, order: str) -> None:
     build, left = MISLED[kind]
     net = net_of(build)
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     graded = kind not in ("in-place residual", "inferred", "cast")
     for turn in range(4):
         x = inputs(net, 4 + turn)
@@ -205,8 +204,7 @@ def test_single_inputs_are_not_worth_a_look(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Plan, "learn", never)
     net = net_of(Residual)
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     x = inputs(net, 1)
     with torch.no_grad():
         assert torch.equal(quick(x), net(x))
@@ -222,8 +220,7 @@ def test_what_is_not_found_out_costs_no_more_looks() -> None:
 
     net = net_of(Net)
     x = inputs(net)
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     with torch.no_grad():
         quick(x)
         assert net.calls == 4  # one learns, two are held against each other, one answers
@@ -231,7 +228,6 @@ def test_what_is_not_found_out_costs_no_more_looks() -> None:
     assert net.calls == 5
     quick(x.clone().requires_grad_())
     assert net.calls == 8
-    again = arranged(net)
-    assert again is not None
+    again = quick_of(net)
     again(x.clone().requires_grad_())
     assert net.calls == 9

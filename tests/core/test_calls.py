@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normed import Body, inputs, net_of
+from normed import Body, inputs, net_of, quick_of
 from sparring.core import arrangement
-from sparring.core.arrangement import arranged, plan_of
+from sparring.core.arrangement import plan_of
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +21,7 @@ def _all_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def agrees(net: nn.Module, x: Tensor, passes: int = 2) -> bool:
     """Whether a network over rearranged layers answers as it is, pass after pass; and whether activations write still."""
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     for _ in range(passes):
         with torch.no_grad():
             torch.testing.assert_close(quick(x), net(x), rtol=1e-4, atol=1e-6)
@@ -91,8 +90,7 @@ def test_they_write_over_what_is_dropped(kind: str, monkeypatch: pytest.MonkeyPa
 
     net = net_of(Net)
     x = inputs(net)
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     with torch.no_grad():
         quick(x)
         monkeypatch.setattr(torch.Tensor, "detach", noted)
@@ -184,8 +182,7 @@ def test_what_is_kept_beyond_the_pass_is_what_it_was() -> None:
 
     net = net_of(Net)
     x = inputs(net)
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     for _ in range(2):
         with torch.no_grad():
             quick(x)
@@ -236,8 +233,7 @@ def test_a_pass_that_fails_leaves_nothing_behind() -> None:
 
     net = net_of(Net)
     x = inputs(net)
-    quick = arranged(net)
-    assert quick is not None
+    quick = quick_of(net)
     with torch.no_grad():
         quick(x)
         net.broken = True

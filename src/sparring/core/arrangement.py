@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sparring.core.calls import CONVOLUTIONS, HARMLESS, LAYOUT, Calls, Norm, Reread, norm_called, tensors
+from sparring.core.calls import CONVOLUTIONS, EXACT, HARMLESS, LAYOUT, Calls, Norm, Reread, norm_called, tensors
 from sparring.core.convolutions import has_strided_convolutions, runs_in_python
 from sparring.core.straight import overheard
 
@@ -37,7 +37,6 @@ APART, APART_HALF, APART_GRADIENTS, TINY = 1e-3, 0.03, 0.05, 1e-6
 
 _CONVOLVE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_EXACT = (torch.float32, torch.float64)
 _ALIKE = ({torch.float32}, {torch.float64})
 
 
@@ -191,7 +190,7 @@ def _answered(call: Callable[[Tensor], Any], x: Tensor, to_input: bool) -> list[
         found = [t for t in _numbers(call(leaf.clone())) if t.is_floating_point()]  # it may write into its input
         if not found:
             raise ValueError("an answer without numbers")
-        told = [(t.detach(), APART if t.dtype in _EXACT else APART_HALF) for t in found]
+        told = [(t.detach(), APART if t.dtype in EXACT else APART_HALF) for t in found]
         steep = [t for t in found if t.requires_grad]
         if steep:
             sums = [(t.flatten() * torch.linspace(1, 2, t.numel(), device=t.device)).sum().double() for t in steep]

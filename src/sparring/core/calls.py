@@ -28,7 +28,7 @@ LAYOUT = frozenset(
     {torch.as_strided, Tensor.as_strided, Tensor.as_strided_, Tensor.data_ptr, Tensor.stride, Tensor.is_contiguous}
     | {Tensor.storage, Tensor.untyped_storage, Tensor.storage_offset}
 )
-_EXACT = (torch.float32, torch.float64)
+EXACT = (torch.float32, torch.float64)
 # The hooks that pack what a graph saves, or None.
 _packing: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 # Activations that can write over what they read: how, and the place of the argument by which the caller asks for that.
@@ -243,7 +243,7 @@ class Calls(TorchFunctionMode):
                 return x
             self._gone.append(passed)
             return self._made(x.detach())  # another object: who still has the first one means the plain layer's
-        serves = self._orders.folds and x.dtype in _EXACT and _packing(True) is None
+        serves = self._orders.folds and x.dtype in EXACT and _packing(True) is None
         own = norm is not None and self._orders.own.issuperset(map(id, norm.tensors))
         if norm is None or not own or not serves or norm.mean.dtype != x.dtype:
             return self._made(functional.batch_norm(*args, **kwargs))

@@ -148,20 +148,24 @@ class AttackResult:
         Raises:
             InputError: radii beyond the ball that was searched.
         """
-        if eps is not None and self.limit is not None and len(self):
-            radii, limit = torch.as_tensor(eps, dtype=torch.float64), float(self.limit.amin())
-            if radii.numel() and float(radii.max()) > limit * (1 + 1e-6):
-                raise InputError(
-                    f"a curve to {float(radii.max()):g} was asked of a search within {limit:g}; attack again with a wider "
-                    "ball, or seek smallest changes: sparring.DeepFool()(victim, x, y, sparring.L2()).curve()"
-                )
         broken = self.distance[self.succeeded].double().cpu()
         if eps is None:
             radii = torch.cat([torch.zeros(1, dtype=torch.float64), broken.sort().values])
         else:
             radii = torch.as_tensor(eps, dtype=torch.float64).flatten().sort().values
+            self._within(radii)
         fallen = (broken[None, :] <= radii[:, None]).sum(1)
         return radii, (int(self.clean_correct.sum()) - fallen).double() / max(1, len(self))
+
+    def _within(self, radii: Tensor) -> None:
+        if self.limit is None or not len(self) or not len(radii):
+            return
+        most, limit = float(radii[-1]), float(self.limit.amin())
+        if most > limit * (1 + 1e-6):
+            raise InputError(
+                f"a curve to {most:g} was asked of a search within {limit:g}; attack again with a wider "
+                "ball, or seek smallest changes: sparring.DeepFool()(victim, x, y, sparring.L2()).curve()"
+            )
 
     def __repr__(self) -> str:
         if not len(self):

@@ -72,7 +72,7 @@ class CoordinateSearch(Attack):
 
     def search(self, run: Run) -> None:
         """One round for every row: a start for those that have none, a smaller cube for the others."""
-        if self.rounds < 1 or self.at_once < 1 or not 0 < self.precision < 1:
+        if self.at_once < 1 or not 0 < self.precision < 1:
             raise InputError(f"{self} needs rounds >= 1, at_once >= 1 and a precision between 0 and 1")
         zeros = torch.zeros(len(run.rows), dtype=run.x.dtype)
         near = self._nearest(run)

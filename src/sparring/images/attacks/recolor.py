@@ -63,7 +63,7 @@ class ReColorAdv(Attack):
 
     def search(self, run: Run) -> None:
         """Climb."""
-        if self.steps < 1 or self.step_size <= 0 or self.smoothness < 0:
+        if self.smoothness < 0:
             raise InputError(f"{self} needs steps >= 1, step_size > 0 and smoothness >= 0")
         loss, move = get_loss("margin"), run.space.blank(run.x)
         if run.restart:

@@ -73,7 +73,7 @@ class StAdv(Attack):
 
     def search(self, run: Run) -> None:
         """Descend."""
-        if self.steps < 1 or self.step_size <= 0 or self.tau < 0:
+        if self.tau < 0:
             raise InputError(f"{self} needs steps >= 1, step_size > 0 and tau >= 0")
         loss, space = get_loss("margin"), run.space
         flow = space.blank(run.x)
